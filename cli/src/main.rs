@@ -1,0 +1,3 @@
+//! The administrator's command.
+
+fn main() {}

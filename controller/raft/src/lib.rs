@@ -1,0 +1,1 @@
+//! openraft on redb: types, log store, state machine, network.

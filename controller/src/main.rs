@@ -1,0 +1,3 @@
+//! The replicated controller of a Bellwether cluster.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The storage arbiter: claims and disk locks.

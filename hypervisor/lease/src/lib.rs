@@ -1,0 +1,1 @@
+//! The shared page through which a lease deadline reaches a VMM.

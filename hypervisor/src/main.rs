@@ -1,0 +1,3 @@
+//! The virtual machine monitor: one process, one VM.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The pure core of the agent: VM and lease state machines.

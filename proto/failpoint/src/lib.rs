@@ -1,0 +1,1 @@
+//! Named points at which a test can hold or kill a process.

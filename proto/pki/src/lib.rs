@@ -1,0 +1,1 @@
+//! Certificates, roles and TLS configuration of a cluster.

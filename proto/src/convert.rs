@@ -1,0 +1,137 @@
+//! Conversions between wire messages and domain types. Whatever comes from the wire is checked
+//! here, once; what passes is a domain type.
+
+use std::path::PathBuf;
+
+use bellwether_types::{
+    DiskFormat, DiskSpec, Epoch, NodeId, RestartPolicy, SpecError, StateFileRef, VmSpec,
+};
+
+use crate::v1;
+
+/// Why a message is not what it says it is.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ConvertError {
+    #[error("the field `{0}` is missing")]
+    Missing(&'static str),
+    #[error("the field `{field}` has the value `{value}`; {expected}")]
+    Invalid { field: &'static str, value: String, expected: &'static str },
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+}
+
+impl From<ConvertError> for tonic::Status {
+    fn from(error: ConvertError) -> Self {
+        tonic::Status::invalid_argument(error.to_string())
+    }
+}
+
+impl From<&DiskSpec> for v1::Disk {
+    fn from(disk: &DiskSpec) -> Self {
+        let DiskFormat::Raw = disk.format;
+        Self {
+            path: disk.path.display().to_string(),
+            format: "raw".into(),
+            read_only: disk.read_only,
+        }
+    }
+}
+
+impl TryFrom<v1::Disk> for DiskSpec {
+    type Error = ConvertError;
+
+    fn try_from(disk: v1::Disk) -> Result<Self, ConvertError> {
+        if disk.format != "raw" {
+            return Err(ConvertError::Invalid {
+                field: "disk.format",
+                value: disk.format,
+                expected: "the only format of this release is raw",
+            });
+        }
+        Ok(Self {
+            path: PathBuf::from(disk.path),
+            format: DiskFormat::Raw,
+            read_only: disk.read_only,
+        })
+    }
+}
+
+impl From<&VmSpec> for v1::VmSpec {
+    fn from(spec: &VmSpec) -> Self {
+        Self {
+            name: spec.name.clone(),
+            vcpus: spec.vcpus,
+            memory_mib: spec.memory_mib,
+            kernel: spec.kernel.display().to_string(),
+            cmdline: spec.cmdline.clone(),
+            disks: spec.disks.iter().map(v1::Disk::from).collect(),
+            possible_owners: spec.possible_owners.iter().map(|node| node.0).collect(),
+            priority: spec.priority,
+            restart: match spec.restart {
+                RestartPolicy::Restart => "restart".into(),
+                RestartPolicy::Never => "never".into(),
+            },
+        }
+    }
+}
+
+impl TryFrom<v1::VmSpec> for VmSpec {
+    type Error = ConvertError;
+
+    fn try_from(spec: v1::VmSpec) -> Result<Self, ConvertError> {
+        let spec = Self {
+            name: spec.name,
+            vcpus: spec.vcpus,
+            memory_mib: spec.memory_mib,
+            kernel: PathBuf::from(spec.kernel),
+            cmdline: spec.cmdline,
+            disks: spec.disks.into_iter().map(DiskSpec::try_from).collect::<Result<_, _>>()?,
+            possible_owners: spec.possible_owners.into_iter().map(NodeId).collect(),
+            priority: spec.priority,
+            restart: restart_policy(spec.restart)?,
+        };
+        spec.validate()?;
+        Ok(spec)
+    }
+}
+
+fn restart_policy(word: String) -> Result<RestartPolicy, ConvertError> {
+    match word.as_str() {
+        "" | "restart" => Ok(RestartPolicy::Restart),
+        "never" => Ok(RestartPolicy::Never),
+        _ => Err(ConvertError::Invalid {
+            field: "restart",
+            value: word,
+            expected: "give restart or never",
+        }),
+    }
+}
+
+impl From<&StateFileRef> for v1::StateFile {
+    fn from(file: &StateFileRef) -> Self {
+        Self {
+            path: file.path.display().to_string(),
+            hash: file.hash.to_vec(),
+            epoch: file.epoch.0,
+            bytes: file.bytes,
+        }
+    }
+}
+
+impl TryFrom<v1::StateFile> for StateFileRef {
+    type Error = ConvertError;
+
+    fn try_from(file: v1::StateFile) -> Result<Self, ConvertError> {
+        let hash = <[u8; 32]>::try_from(file.hash.as_slice()).map_err(|_| ConvertError::Invalid {
+            field: "state_file.hash",
+            value: format!("{} bytes", file.hash.len()),
+            expected: "a Blake3 hash has 32 bytes",
+        })?;
+        Ok(Self {
+            path: PathBuf::from(file.path),
+            hash,
+            epoch: Epoch(file.epoch),
+            bytes: file.bytes,
+        })
+    }
+}

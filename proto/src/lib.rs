@@ -1,0 +1,13 @@
+//! The wire of Bellwether: generated services and messages, and their conversions to and from
+//! domain types. Generated types stop at these conversions.
+#![forbid(unsafe_code)]
+
+mod convert;
+
+pub use convert::ConvertError;
+
+/// The generated code of the package `bellwether.v1`.
+#[allow(clippy::all, clippy::pedantic, missing_docs)]
+pub mod v1 {
+    tonic::include_proto!("bellwether.v1");
+}

@@ -1,0 +1,3 @@
+//! Everything that a person or CI runs.
+
+fn main() {}
