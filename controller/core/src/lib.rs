@@ -1,11 +1,33 @@
+//! The pure core of the controller.
+//!
+//! The replicated [`State`] changes only through [`State::apply`], which is deterministic: the
+//! leader stamps time and identities into every [`Command`]. What to do next is decided by pure
+//! functions of the state and of what agents reported: [`reconcile::plan`] starts tasks,
+//! [`saga::next_action`] moves one task a step further, [`planner::choose`] finds a node and says
+//! why not the others. The shell around this crate does the I/O and feeds the results back.
+//!
+//! ```text
+//!   agents' reports --> Observed --\
+//!                                   +--> plan ----------> Command --> Raft --> apply --> State
+//!   State -------------------------+--> next_action --> order to an agent --> StepEvent --^
+//! ```
 #![forbid(unsafe_code)]
-use serde::{Deserialize, Serialize};
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct State {}
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Command { Nothing }
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Outcome { Done }
-impl State {
-    pub fn apply(&mut self, _command: Command) -> Outcome { Outcome::Done }
-}
+
+mod apply;
+pub mod command;
+pub mod config;
+pub mod observe;
+pub mod planner;
+pub mod reconcile;
+pub mod saga;
+pub mod state;
+pub mod task;
+
+pub use command::{Command, Outcome, Rejection, RejectionKind};
+pub use config::Timing;
+pub use observe::Observed;
+pub use state::{Desired, Liveness, Member, MemberRole, Node, Place, Ports, Runner, State, Vm};
+pub use task::{Attempt, Step, StepEvent, Task, TaskKind};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,245 @@
+//! Commands about VMs, and the beginning of tasks.
+
+use bellwether_types::{Epoch, TaskId, VmId, VmSpec};
+
+use super::{About, Applied};
+use crate::command::{Outcome, Rejection, RejectionKind};
+use crate::state::{Desired, Level, Place, Runner, State, Vm};
+use crate::task::{Measures, Step, Task, TaskKind, TaskRequest};
+
+/// Why a task cannot begin, or that nothing is to be done.
+enum Refusal {
+    Nothing,
+    Because(String),
+}
+
+impl State {
+    pub(super) fn create_vm(&mut self, at: u64, id: VmId, spec: VmSpec) -> Applied {
+        spec.validate().map_err(|error| Rejection::invalid(error.to_string()))?;
+        if self.vms.values().any(|vm| vm.spec.name == spec.name) || self.vms.contains_key(&id) {
+            let text = format!("there is a VM named {} already", spec.name);
+            return Err(Rejection::new(RejectionKind::AlreadyExists, text));
+        }
+        self.check_fits_somewhere(&spec)?;
+        self.check_disks_free(&spec)?;
+        let vm = Vm {
+            id,
+            desired: Desired::Stopped,
+            paused: false,
+            epoch: Epoch(0),
+            place: Place::Stopped,
+            task: None,
+            last_proof: None,
+            pending: None,
+            failures: 0,
+            retry_at: 0,
+            changed_at: at,
+            spec,
+        };
+        let text = format!("VM {} was created", vm.spec.name);
+        self.vms.insert(id, vm);
+        self.event(at, Level::Info, About::vm(id), text);
+        Ok(Outcome::Done)
+    }
+
+    fn check_fits_somewhere(&self, spec: &VmSpec) -> Result<(), Rejection> {
+        for owner in &spec.possible_owners {
+            if !self.nodes.contains_key(owner) {
+                return Err(Rejection::not_found(format!(
+                    "VM {}: there is no node {owner} to own it; see `bell node list`",
+                    spec.name
+                )));
+            }
+        }
+        let owner = |id| spec.possible_owners.is_empty() || spec.possible_owners.contains(id);
+        let known = self.nodes.iter().filter(|(id, node)| owner(id) && node.boot_id.is_some());
+        let largest = known.clone().map(|(_, node)| node.memory_mib).max();
+        if let Some(largest) = largest.filter(|largest| *largest < spec.memory_mib) {
+            return Err(Rejection::invalid(format!(
+                "VM {}: {} MiB of memory; the largest node that may own it has {largest} MiB",
+                spec.name, spec.memory_mib
+            )));
+        }
+        let most = known.map(|(_, node)| node.vcpus).max();
+        match most.filter(|most| *most < spec.vcpus) {
+            Some(most) => Err(Rejection::invalid(format!(
+                "VM {}: {} vCPUs; the largest node that may own it has {most}",
+                spec.name, spec.vcpus
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn check_disks_free(&self, spec: &VmSpec) -> Result<(), Rejection> {
+        for disk in &spec.disks {
+            let shared = |other: &Vm| {
+                other.spec.disks.iter().any(|theirs| {
+                    theirs.path == disk.path && !(theirs.read_only && disk.read_only)
+                })
+            };
+            if let Some(other) = self.vms.values().find(|other| shared(other)) {
+                return Err(Rejection::conflict(format!(
+                    "VM {}: the disk {} belongs to VM {}; two VMs may share a disk only if both \
+                     have it read-only",
+                    spec.name,
+                    disk.path.display(),
+                    other.spec.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_paused(&mut self, at: u64, id: VmId, paused: bool) -> Applied {
+        let Some(vm) = self.vms.get_mut(&id) else {
+            return Err(Rejection::not_found(format!("there is no VM {id}")));
+        };
+        let name = vm.spec.name.clone();
+        if vm.place.runner().is_none() {
+            return Err(Rejection::conflict(format!("VM {name} is not running")));
+        }
+        if let Some(task) = vm.task {
+            return Err(busy(&name, task, self.tasks.get(&task)));
+        }
+        if vm.paused == paused {
+            return Ok(Outcome::Unchanged);
+        }
+        vm.paused = paused;
+        let word = if paused { "paused" } else { "resumed" };
+        self.event(at, Level::Info, About::vm(id), format!("VM {name} is {word}"));
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn begin_task(&mut self, at: u64, request: TaskRequest) -> Applied {
+        let Some(vm) = self.vms.get(&request.vm) else {
+            return Err(Rejection::not_found(format!("there is no VM {}", request.vm)));
+        };
+        if let Some(task) = vm.task {
+            return Err(busy(&vm.spec.name, task, self.tasks.get(&task)));
+        }
+        if let Some(node) = request.node.filter(|node| !self.nodes.contains_key(node)) {
+            return Err(Rejection::not_found(format!("there is no node {node}")));
+        }
+        let step = match first_step(self, vm, &request) {
+            Ok(step) => step,
+            Err(Refusal::Nothing) => return Ok(Outcome::Unchanged),
+            Err(Refusal::Because(text)) => return Err(Rejection::conflict(text)),
+        };
+        Ok(Outcome::Task(self.insert_task(at, request, step)))
+    }
+
+    fn insert_task(&mut self, at: u64, request: TaskRequest, step: Step) -> TaskId {
+        let id = TaskId(self.next_task);
+        self.next_task += 1;
+        let Some(vm) = self.vms.get_mut(&request.vm) else {
+            return id;
+        };
+        vm.task = Some(id);
+        vm.changed_at = at;
+        match request.kind {
+            TaskKind::Start | TaskKind::Restore => vm.desired = Desired::Running,
+            TaskKind::Stop => vm.desired = Desired::Stopped,
+            _ => {}
+        }
+        // Revocation: from this commit on the lost runner is granted nothing.
+        if let (TaskKind::Failover, Place::Runner(runner)) = (request.kind, &vm.place) {
+            vm.place = Place::Revoked(runner.clone());
+        }
+        let source = match &vm.place {
+            Place::Runner(runner) | Place::Revoked(runner) => Some(runner.node),
+            _ => None,
+        };
+        let vm_name = vm.spec.name.clone();
+        let text = format!("{} of VM {vm_name} begins, asked for by {}", request.kind.as_str(), request.by);
+        let mut task = Task {
+            id,
+            kind: request.kind,
+            vm: request.vm,
+            vm_name,
+            by: request.by,
+            step,
+            step_no: 1,
+            retry_at: 0,
+            wanted: request.node,
+            tried: Default::default(),
+            failures: 0,
+            source,
+            destination: None,
+            proof: None,
+            outcome: None,
+            created_at: at,
+            ended_at: 0,
+            measures: Measures::new(),
+            log: Vec::new(),
+        };
+        task.say(at, &text);
+        self.tasks.insert(id, task);
+        self.event(at, Level::Info, About::task(request.vm, id), text);
+        id
+    }
+}
+
+fn busy(vm: &str, id: TaskId, task: Option<&Task>) -> Rejection {
+    let kind = task.map_or("a task", |task| task.kind.as_str());
+    Rejection::conflict(format!(
+        "VM {vm}: task {id} ({kind}) is working on it; wait for it with `bell task show {id}`"
+    ))
+}
+
+/// Where a task of this kind begins, given where the VM is.
+fn first_step(state: &State, vm: &Vm, request: &TaskRequest) -> Result<Step, Refusal> {
+    let name = &vm.spec.name;
+    let because = |text: String| Err(Refusal::Because(text));
+    match (request.kind, &vm.place) {
+        (TaskKind::Start, Place::Stopped) => Ok(Step::Choose),
+        (TaskKind::Start, Place::Runner(_)) => Err(Refusal::Nothing),
+        (TaskKind::Start, Place::Sealed { .. }) => because(format!(
+            "VM {name} is saved; continue it with `bell vm restore {name}`"
+        )),
+        (TaskKind::Restore, Place::Sealed { .. }) => Ok(Step::Choose),
+        (TaskKind::Restore, Place::Runner(_)) => Err(Refusal::Nothing),
+        (TaskKind::Restore, _) => because(format!("VM {name} is not saved")),
+        (TaskKind::Stop, Place::Stopped) => Err(Refusal::Nothing),
+        (TaskKind::Stop, Place::Sealed { .. }) => because(format!(
+            "VM {name} is saved and runs nowhere; restore it, or delete it with its saved state"
+        )),
+        (TaskKind::Stop | TaskKind::Settle, Place::Runner(runner)) => {
+            Ok(Step::Release(runner.clone()))
+        }
+        (TaskKind::Shutdown, Place::Runner(_)) if vm.paused => because(paused(name, "shut down")),
+        (TaskKind::Shutdown, Place::Runner(_)) => Ok(Step::AskGuest),
+        (TaskKind::Migrate, Place::Runner(runner)) => migration(state, vm, runner, request),
+        (TaskKind::Save, Place::Runner(_)) if vm.paused => because(paused(name, "saved")),
+        (TaskKind::Save, Place::Runner(_)) => Ok(Step::Seal(None)),
+        (TaskKind::Save, Place::Sealed { .. }) => Err(Refusal::Nothing),
+        (TaskKind::Failover, Place::Runner(_) | Place::Revoked(_)) => Ok(Step::Choose),
+        (TaskKind::Delete, Place::Stopped | Place::Sealed { .. }) => Ok(Step::Choose),
+        (TaskKind::Delete, _) => because(format!(
+            "VM {name} is running; stop it first with `bell vm stop {name}`"
+        )),
+        (kind, _) => because(format!("VM {name} is not running; {} needs it to run", kind.as_str())),
+    }
+}
+
+fn paused(name: &str, done: &str) -> String {
+    format!("VM {name} is paused and cannot be {done}; resume it first with `bell vm resume {name}`")
+}
+
+fn migration(
+    state: &State,
+    vm: &Vm,
+    runner: &Runner,
+    request: &TaskRequest,
+) -> Result<Step, Refusal> {
+    let name = &vm.spec.name;
+    if vm.paused {
+        return Err(Refusal::Because(paused(name, "moved")));
+    }
+    match request.node {
+        Some(node) if node == runner.node => Err(Refusal::Because(format!(
+            "VM {name} runs on {} already",
+            state.node_name(node)
+        ))),
+        _ => Ok(Step::Choose),
+    }
+}

@@ -1,0 +1,111 @@
+//! Commands: the only way to change the replicated state. Each carries the time and the
+//! identities that the leader stamped into it, so that `apply` is deterministic.
+//!
+//! The encoding in the log is versioned by the order of variants: new ones go to the end.
+
+use std::path::PathBuf;
+
+use bellwether_types::{BootId, ClusterId, NodeId, TaskId, VmId, VmSpec};
+use serde::{Deserialize, Serialize};
+
+use crate::state::{Member, MemberRole, Ports};
+use crate::task::{StepEvent, TaskRequest};
+
+/// One change, with the leader's clock in milliseconds since 1970.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Command {
+    pub at: u64,
+    pub change: Change,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Change {
+    InitCluster { id: ClusterId, name: String, storage: PathBuf, first: Member },
+    CreateToken { hash: [u8; 32], role: MemberRole, expires_at: u64 },
+    RedeemToken { hash: [u8; 32], role: MemberRole, name: String, address: String, ports: Ports },
+    RegisterNode(Registration),
+    /// The node was not heard from; ignored when it registered under another boot meanwhile.
+    NodeUnknown { node: NodeId, boot_id: BootId },
+    /// The node was heard from again, in the same boot.
+    NodeOnline { node: NodeId, boot_id: BootId },
+    Cordon { node: NodeId, cordoned: bool },
+    /// A person asserts that the node is down.
+    ConfirmDown { node: NodeId, who: String },
+    CreateVm { id: VmId, spec: VmSpec },
+    BeginTask(TaskRequest),
+    /// A task goes a step further. Ignored when the task is no longer at `step_no`.
+    Advance { task: TaskId, step_no: u32, event: StepEvent },
+    SetPaused { vm: VmId, paused: bool },
+}
+
+/// What an agent says of its host when it registers.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Registration {
+    pub node: NodeId,
+    pub name: String,
+    pub boot_id: BootId,
+    pub address: String,
+    pub agent_port: u16,
+    pub memory_mib: u64,
+    pub vcpus: u32,
+    pub version: String,
+}
+
+/// What a command came to. A refusal is an outcome, not an error.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Outcome {
+    Done,
+    /// It was so already, or is about something that has passed; nothing was changed.
+    Unchanged,
+    Task(TaskId),
+    Member(u64),
+    Rejected(Rejection),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum RejectionKind {
+    NotFound,
+    AlreadyExists,
+    /// The state does not allow it now.
+    Conflict,
+    Invalid,
+    Denied,
+}
+
+/// Why a command was refused, in words for an administrator.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+#[error("{text}")]
+pub struct Rejection {
+    pub kind: RejectionKind,
+    pub text: String,
+}
+
+impl Rejection {
+    pub(crate) fn new(kind: RejectionKind, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into() }
+    }
+    pub(crate) fn not_found(text: impl Into<String>) -> Self {
+        Self::new(RejectionKind::NotFound, text)
+    }
+    pub(crate) fn conflict(text: impl Into<String>) -> Self {
+        Self::new(RejectionKind::Conflict, text)
+    }
+    pub(crate) fn denied(text: impl Into<String>) -> Self {
+        Self::new(RejectionKind::Denied, text)
+    }
+    pub(crate) fn invalid(text: impl Into<String>) -> Self {
+        Self::new(RejectionKind::Invalid, text)
+    }
+}
+
+impl std::fmt::Display for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.change)
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self:?}")
+    }
+}

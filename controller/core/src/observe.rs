@@ -1,0 +1,68 @@
+//! What agents last reported. It lives in the leader's memory alone: a new leader knows nothing
+//! until it has been told, and says so (`NoReport`), instead of taking silence for absence.
+
+use std::collections::BTreeMap;
+
+use bellwether_types::{BootId, Epoch, NodeId, VmId, VmState};
+
+/// One VMM incarnation as its agent sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VmReport {
+    pub vm: VmId,
+    pub epoch: Epoch,
+    pub state: VmState,
+    pub reason: String,
+    pub memory_loaded_bytes: u64,
+    pub memory_total_bytes: u64,
+}
+
+/// The last report of one node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeReport {
+    pub boot_id: BootId,
+    /// The leader's clock when the report came in, milliseconds.
+    pub heard_at: u64,
+    pub vms: Vec<VmReport>,
+}
+
+/// The last reports of all nodes.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Observed {
+    pub nodes: BTreeMap<NodeId, NodeReport>,
+}
+
+/// What is known of one incarnation of a VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Seen {
+    /// It runs the guest, or holds it paused.
+    Alive,
+    /// It is there, and no guest runs in it: it ended, or never began.
+    Ended,
+    /// The node has reported and did not name it.
+    Absent,
+    /// This leader has had no report of that node in that boot.
+    NoReport,
+}
+
+impl Observed {
+    /// The incarnation of a VM on a node, as last reported.
+    pub fn report(&self, node: NodeId, vm: VmId, epoch: Epoch) -> Option<&VmReport> {
+        self.nodes.get(&node)?.vms.iter().find(|report| report.vm == vm && report.epoch == epoch)
+    }
+
+    /// Whether a runner's guest is alive. Epochs are unique per VM and are given to one node only.
+    pub fn vm(&self, vm: VmId, node: NodeId, boot: BootId, epoch: Epoch) -> Seen {
+        match self.nodes.get(&node) {
+            Some(report) if report.boot_id == boot => match self.report(node, vm, epoch) {
+                Some(seen) if is_alive(seen.state) => Seen::Alive,
+                Some(_) => Seen::Ended,
+                None => Seen::Absent,
+            },
+            _ => Seen::NoReport,
+        }
+    }
+}
+
+fn is_alive(state: VmState) -> bool {
+    matches!(state, VmState::Running | VmState::Paused | VmState::Saving)
+}

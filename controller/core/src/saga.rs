@@ -1,0 +1,227 @@
+//! The sagas: which step follows which, what each step does outside, and what a fault leads to.
+//!
+//! One machine serves every kind of task; the VM's [`Place`](crate::state::Place) decides the way:
+//!
+//! ```text
+//!            +------------------ retry ------------------------------+
+//!            v                                                       |
+//!   Choose --> Prepare --+-- place Stopped, or a proof exists --> Activate --> done
+//!                        |                                          ^  |never ran: Abandon
+//!                        +-- place Revoked --> TakeOver -- Held ----+  |may have run: Reap
+//!                        |                        \-- Busy --> Abandon, then Choose
+//!                        +-- place Sealed ---> Load ----------------+
+//!                        |                      ^  \-- fails, source alive --> ClaimBack --> failed
+//!                        +-- place Runner --> Seal                     (the VM goes on at the source)
+//!                                             \-- fails --> Abandon --> failed (it never stopped)
+//!
+//!   save:      Seal --> Release(source) --> done          stop:   Release --> done
+//!   shutdown:  AskGuest --> AwaitGuest --> Release --> done              delete: Purge --> gone
+//! ```
+//!
+//! Commits that change who may run the VM are made by these transitions and by nothing else:
+//! `Sealed` (Runner to Sealed), `Loaded`, `Held`, and `Prepared` with a proof (to Runner of the
+//! attempt), `ClaimedBack`'s step (to Runner of the source), `Released` (to Stopped), and
+//! `RunnerLost` (Runner to Revoked).
+//!
+//! A crash of the leader between two steps is harmless: the order of a step is idempotent, and
+//! the next leader gives it again. A result that arrives late names a `step_no` that has passed
+//! and is ignored.
+
+use bellwether_types::{Epoch, FenceProof, NodeId, StateFileRef, VmId};
+
+use crate::observe::{Observed, Seen};
+use crate::planner;
+use crate::reconcile::BY_CLUSTER;
+use crate::state::{Liveness, Node, Place, Runner, State, Vm};
+use crate::task::{Attempt, Retry, Step, StepEvent, Task, TaskKind, Then};
+
+/// What the leader's executor does for a task now.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Action {
+    /// The result is known without going outside.
+    Advance(StepEvent),
+    /// Nothing to do before this time, or before something is reported.
+    Wait { until: u64 },
+    Prepare(Attempt),
+    TakeOver(Attempt),
+    /// Seal on the runner; then load at the attempt while the seal is being committed.
+    Seal { source: Runner, load_at: Option<Attempt> },
+    Load { attempt: Attempt, file: StateFileRef },
+    /// Let the source go and run the attempt, both at once: the locks order them.
+    Activate { attempt: Attempt, release: Option<Runner> },
+    ClaimBack { source: Attempt, sealed: Epoch, file: StateFileRef },
+    /// Release an attempt; what it says does not matter.
+    Abandon(Attempt),
+    /// Release a runner; its answer is the proof.
+    Release(Attempt),
+    AskGuest(Runner),
+    Purge(NodeId),
+}
+
+/// Decides what a task does next. Pure: the same state, reports and time give the same answer.
+pub fn next_action(state: &State, observed: &Observed, task: &Task, now: u64) -> Action {
+    let Some(vm) = state.vms.get(&task.vm) else {
+        return Action::Wait { until: u64::MAX };
+    };
+    if let Some(lost) = lost_runner(state, vm) {
+        return Action::Advance(StepEvent::RunnerLost { node: lost.node });
+    }
+    if task.retry_at > now {
+        return Action::Wait { until: task.retry_at };
+    }
+    match &task.step {
+        Step::Choose => choose(state, observed, task, vm),
+        Step::Prepare(attempt) => on_living(state, *attempt, Action::Prepare(*attempt)),
+        Step::TakeOver(attempt) => on_living(state, *attempt, Action::TakeOver(*attempt)),
+        Step::Seal(load_at) => seal(vm, *load_at),
+        Step::Load(attempt) => load(state, vm, *attempt),
+        Step::Activate { attempt, from, .. } => {
+            Action::Activate { attempt: *attempt, release: from.clone() }
+        }
+        Step::Reap { attempt, .. } => Action::Release(*attempt),
+        Step::ClaimBack { source, sealed, file, .. } => {
+            Action::ClaimBack { source: *source, sealed: *sealed, file: file.clone() }
+        }
+        Step::Abandon { attempt, .. } => Action::Abandon(*attempt),
+        Step::AskGuest => ask_guest(vm),
+        Step::AwaitGuest { until } => await_guest(observed, vm, *until, now),
+        Step::Release(runner) => release(state, vm, runner),
+        Step::Purge(node) => Action::Purge(*node),
+    }
+}
+
+/// The VM's runner, if its node is not heard from or has rebooted: no step can count on it.
+fn lost_runner<'a>(state: &State, vm: &'a Vm) -> Option<&'a Runner> {
+    let runner = vm.place.runner()?;
+    match state.nodes.get(&runner.node) {
+        Some(node) if node.is_online() && node.boot_id == Some(runner.boot_id) => None,
+        _ => Some(runner),
+    }
+}
+
+/// An order to a node that is not online would only run into a timeout.
+fn on_living(state: &State, attempt: Attempt, action: Action) -> Action {
+    match state.nodes.get(&attempt.node).is_some_and(Node::is_online) {
+        true => action,
+        false => Action::Advance(StepEvent::Failed {
+            error: format!("{} is not online any more", state.node_name(attempt.node)),
+            retry: Retry::OtherNode,
+        }),
+    }
+}
+
+fn choose(state: &State, observed: &Observed, task: &Task, vm: &Vm) -> Action {
+    if task.kind == TaskKind::Delete {
+        return match state.nodes.values().find(|node| node.is_online()) {
+            Some(node) => Action::Advance(StepEvent::Chosen { node: node.id }),
+            None => Action::Advance(StepEvent::NoNode { reason: "no node is online".into() }),
+        };
+    }
+    if let (Place::Revoked(old), None) = (&vm.place, &task.proof)
+        && let Some(action) = prove(state, observed, vm.id, old)
+    {
+        return action;
+    }
+    match planner::choose(state, &planner::Wish::of(task, vm)) {
+        Ok(node) => Action::Advance(StepEvent::Chosen { node }),
+        Err(refusal) => Action::Advance(StepEvent::NoNode { reason: refusal.to_string() }),
+    }
+}
+
+/// Proofs that need no lock, the cheapest first.
+fn prove(state: &State, observed: &Observed, vm: VmId, old: &Runner) -> Option<Action> {
+    let node = state.nodes.get(&old.node)?;
+    if let Some(new) = node.boot_id.filter(|boot| *boot != old.boot_id) {
+        let proof = FenceProof::Rebooted { node: node.id, old: old.boot_id, new };
+        return Some(Action::Advance(StepEvent::Proven(proof)));
+    }
+    match &node.liveness {
+        Liveness::Fenced { proof } => Some(Action::Advance(StepEvent::Proven(proof.clone()))),
+        Liveness::Online => match observed.vm(vm, old.node, old.boot_id, old.epoch) {
+            Seen::Alive => Some(Action::Advance(StepEvent::Reinstated)),
+            Seen::Ended | Seen::Absent => {
+                Some(Action::Release(Attempt { node: old.node, epoch: old.epoch }))
+            }
+            // It has registered and has not reported this VM yet: its next report will tell.
+            Seen::NoReport => Some(Action::Wait { until: u64::MAX }),
+        },
+        _ => None,
+    }
+}
+
+fn seal(vm: &Vm, load_at: Option<Attempt>) -> Action {
+    match vm.place.runner() {
+        Some(source) => Action::Seal { source: source.clone(), load_at },
+        None => Action::Advance(StepEvent::Failed {
+            error: "the VM has no runner any more".into(),
+            retry: Retry::Never,
+        }),
+    }
+}
+
+fn load(state: &State, vm: &Vm, attempt: Attempt) -> Action {
+    match &vm.place {
+        Place::Sealed { file, .. } => {
+            on_living(state, attempt, Action::Load { attempt, file: file.clone() })
+        }
+        _ => Action::Advance(StepEvent::Failed {
+            error: "the VM has no sealed state any more".into(),
+            retry: Retry::Never,
+        }),
+    }
+}
+
+fn ask_guest(vm: &Vm) -> Action {
+    match vm.place.runner() {
+        Some(runner) => Action::AskGuest(runner.clone()),
+        None => Action::Advance(StepEvent::GuestEnded),
+    }
+}
+
+fn await_guest(observed: &Observed, vm: &Vm, until: u64, now: u64) -> Action {
+    let ended = match vm.place.runner() {
+        Some(runner) => observed.vm(vm.id, runner.node, runner.boot_id, runner.epoch) == Seen::Ended,
+        None => true,
+    };
+    match ended {
+        true => Action::Advance(StepEvent::GuestEnded),
+        false if now >= until => Action::Advance(StepEvent::TimedOut),
+        false => Action::Wait { until },
+    }
+}
+
+/// Letting go of a node that is lost cannot wait for an answer: where the VM is sealed none is
+/// needed, because the next runner takes the locks.
+fn release(state: &State, vm: &Vm, runner: &Runner) -> Action {
+    let lost = state.nodes.get(&runner.node).is_none_or(|node| !node.is_online());
+    match &vm.place {
+        Place::Sealed { .. } if lost => {
+            Action::Advance(StepEvent::RunnerLost { node: runner.node })
+        }
+        _ => Action::Release(Attempt { node: runner.node, epoch: runner.epoch }),
+    }
+}
+
+/// After a failed load: whether the source still holds the sealed VM and can be asked.
+pub(crate) fn can_claim_back(state: &State, task: &Task, vm: &Vm) -> Option<(Runner, StateFileRef)> {
+    let Place::Sealed { file, sealer: Some(sealer) } = &vm.place else {
+        return None;
+    };
+    let node = state.nodes.get(&sealer.node)?;
+    let alive = node.is_online() && node.boot_id == Some(sealer.boot_id);
+    (task.kind == TaskKind::Migrate && alive).then(|| (sealer.clone(), file.clone()))
+}
+
+/// What an abandoned attempt means for the task. What the cluster began by itself it tries for
+/// ever; a person gets an answer.
+pub(crate) fn after_failure(task: &Task, vm: &Vm, retry: Retry) -> Then {
+    let patient = task.by == BY_CLUSTER;
+    let named = task.wanted.is_some();
+    match vm.place {
+        Place::Runner(_) => Then::Fail,
+        Place::Revoked(_) => Then::Retry,
+        _ if patient => Then::Retry,
+        _ if named || retry == Retry::Never => Then::Fail,
+        _ => Then::Retry,
+    }
+}

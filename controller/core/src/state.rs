@@ -1,0 +1,309 @@
+//! The replicated state. Only what the cluster wants and has decided stands here; what agents
+//! observe is in [`crate::observe`], in the memory of the leader alone.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+
+use bellwether_types::{
+    Arbiter, BootId, ClusterId, Epoch, FenceProof, NodeId, NodePhase, StateFileRef, TaskId, VmId,
+    VmSpec,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::task::Task;
+
+/// The version of this structure in snapshots.
+pub const STATE_FORMAT: u32 = 1;
+/// How many events are kept.
+pub const EVENTS_MAX: usize = 2_000;
+/// How many ended tasks are kept.
+pub const ENDED_TASKS_MAX: usize = 500;
+
+/// Everything that the controllers agree upon.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct State {
+    pub format: u32,
+    pub cluster: Option<Cluster>,
+    pub controllers: BTreeMap<u64, Member>,
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// By the hash of the token's secret.
+    pub tokens: BTreeMap<[u8; 32], Token>,
+    pub vms: BTreeMap<VmId, Vm>,
+    pub tasks: BTreeMap<TaskId, Task>,
+    pub events: VecDeque<Event>,
+    pub next_event: u64,
+    pub next_member: u64,
+    pub next_task: u64,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            format: STATE_FORMAT,
+            cluster: None,
+            controllers: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            vms: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            events: VecDeque::new(),
+            next_event: 1,
+            next_member: 1,
+            next_task: 1,
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Cluster {
+    pub id: ClusterId,
+    pub name: String,
+    /// The shared storage: the same absolute path on every node.
+    pub storage: PathBuf,
+}
+
+/// The ports that a member serves; 0 for those that it does not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Ports {
+    pub api: u16,
+    pub raft: u16,
+    pub join: u16,
+    pub agent: u16,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberRole {
+    Controller,
+    Agent,
+}
+
+impl MemberRole {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Controller => "controller",
+            Self::Agent => "agent",
+        }
+    }
+}
+
+/// A controller of the cluster.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Member {
+    pub id: u64,
+    pub name: String,
+    pub address: String,
+    pub ports: Ports,
+}
+
+/// A single-use leave to join.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Token {
+    pub role: MemberRole,
+    pub expires_at: u64,
+    pub used_by: Option<String>,
+}
+
+/// What the cluster holds of a node's life. Time-bounded leases are in the leader's memory.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Liveness {
+    /// It has a certificate and has not registered yet.
+    Joining,
+    Online,
+    /// Not heard from. It may still be running its VMs.
+    Unknown {
+        since: u64,
+    },
+    /// A proof says that nothing runs there any more.
+    Fenced {
+        proof: FenceProof,
+    },
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Node {
+    pub id: NodeId,
+    pub name: String,
+    pub address: String,
+    pub agent_port: u16,
+    pub liveness: Liveness,
+    /// An administrator wants it empty.
+    pub cordoned: bool,
+    pub boot_id: Option<BootId>,
+    pub memory_mib: u64,
+    pub vcpus: u32,
+    pub version: String,
+}
+
+impl Node {
+    /// The word for this node's state; `vms` is the number of VMs that it may run.
+    pub fn phase(&self, vms: usize) -> NodePhase {
+        match (&self.liveness, self.cordoned) {
+            (Liveness::Joining, _) => NodePhase::Joining,
+            (Liveness::Unknown { .. }, _) => NodePhase::Unknown,
+            (Liveness::Fenced { .. }, _) => NodePhase::Fenced,
+            (Liveness::Online, true) if vms > 0 => NodePhase::Draining,
+            (Liveness::Online, true) => NodePhase::Maintenance,
+            (Liveness::Online, false) => NodePhase::Online,
+        }
+    }
+
+    pub fn is_online(&self) -> bool {
+        self.liveness == Liveness::Online
+    }
+}
+
+/// What the administrator wants of a VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Desired {
+    Running,
+    Stopped,
+    Saved,
+}
+
+impl Desired {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Saved => "saved",
+        }
+    }
+}
+
+/// The one node that may run a VM, in one boot, under one epoch.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Runner {
+    pub node: NodeId,
+    pub epoch: Epoch,
+    pub boot_id: BootId,
+}
+
+/// Who may run a VM now. This is the record on which invariant 1 rests.
+///
+/// ```text
+///              Start                      Seal committed
+///   Stopped ----------> Runner(n, e) ------------------> Sealed(file)
+///      ^                 |    ^  ^                          |
+///      |  released       |    |  \--- Claim committed ------/   (epoch e' > e)
+///      |<----------------/    |
+///      |      node lost: revocation committed
+///      |                      |
+///      \----- Revoked(n, e) --/   only with a FenceProof, under a higher epoch
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Place {
+    /// Nobody may run it, and no memory is kept.
+    Stopped,
+    Runner(Runner),
+    /// Nobody may run it; its memory is in the file. `sealer` may still hold the locks.
+    Sealed { file: StateFileRef, sealer: Option<Runner> },
+    /// The runner gets no grant any more, and no proof exists yet that it is gone.
+    Revoked(Runner),
+}
+
+impl Place {
+    pub fn runner(&self) -> Option<&Runner> {
+        match self {
+            Self::Runner(runner) => Some(runner),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Vm {
+    pub id: VmId,
+    pub spec: VmSpec,
+    pub desired: Desired,
+    /// The administrator paused it; it must be resumed before it is moved.
+    pub paused: bool,
+    /// The highest epoch ever given out for this VM.
+    pub epoch: Epoch,
+    pub place: Place,
+    /// The task that owns this VM; no other may touch it.
+    pub task: Option<TaskId>,
+    pub last_proof: Option<FenceProof>,
+    /// Why it is not running although it should.
+    pub pending: Option<String>,
+    /// Failed starts and crashes since it last ran well.
+    pub failures: u32,
+    /// No automatic start before this time.
+    pub retry_at: u64,
+    pub changed_at: u64,
+}
+
+impl Vm {
+    /// Disks on shared storage carry exact locks, so the storage arbitrates; without a disk to
+    /// write the claim file on the storage still does.
+    pub fn arbiter(&self) -> Arbiter {
+        Arbiter::Storage
+    }
+
+    /// Gives out the next epoch.
+    pub(crate) fn next_epoch(&mut self) -> Epoch {
+        self.epoch = self.epoch.next();
+        self.epoch
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Info,
+    Warn,
+    Error,
+}
+
+impl Level {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Error => "error",
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Event {
+    pub seq: u64,
+    pub at: u64,
+    pub level: Level,
+    pub vm: Option<String>,
+    pub node: Option<String>,
+    pub task: Option<TaskId>,
+    pub text: String,
+}
+
+impl State {
+    /// A VM by its name or id.
+    pub fn find_vm(&self, name_or_id: &str) -> Option<&Vm> {
+        match name_or_id.parse::<VmId>() {
+            Ok(id) => self.vms.get(&id),
+            Err(_) => self.vms.values().find(|vm| vm.spec.name == name_or_id),
+        }
+    }
+
+    /// A node by its name or number.
+    pub fn find_node(&self, name_or_id: &str) -> Option<&Node> {
+        let by_name = self.nodes.values().find(|node| node.name == name_or_id);
+        by_name.or_else(|| self.nodes.get(&NodeId(name_or_id.parse().ok()?)))
+    }
+
+    /// The node's name for people, or its number when it is gone.
+    pub fn node_name(&self, id: NodeId) -> String {
+        self.nodes.get(&id).map_or_else(|| format!("node {id}"), |node| node.name.clone())
+    }
+
+    /// VMs that this node alone may run.
+    pub fn vms_of(&self, node: NodeId) -> impl Iterator<Item = &Vm> {
+        self.vms.values().filter(move |vm| vm.place.runner().is_some_and(|r| r.node == node))
+    }
+
+    /// Tasks that have not ended.
+    pub fn active_tasks(&self) -> impl Iterator<Item = &Task> {
+        self.tasks.values().filter(|task| task.outcome.is_none())
+    }
+}
