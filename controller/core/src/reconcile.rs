@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bellwether_types::{BootId, Epoch, NodeId, VmId};
 
+use crate::apply::is_due;
 use crate::command::Change;
 use crate::config::Timing;
 use crate::observe::{Observed, Seen};
@@ -70,10 +71,10 @@ fn needed(state: &State, observed: &Observed, vm: &Vm, now: u64) -> Option<TaskK
             false => ended(observed, vm, runner).then_some(TaskKind::Settle),
         },
         Place::Revoked(_) => Some(TaskKind::Failover),
-        Place::Stopped if vm.desired == Desired::Running && vm.retry_at <= now => {
+        Place::Stopped if vm.desired == Desired::Running && is_due(vm.retry_at, now) => {
             Some(TaskKind::Start)
         }
-        Place::Sealed { .. } if vm.desired == Desired::Running && vm.retry_at <= now => {
+        Place::Sealed { .. } if vm.desired == Desired::Running && is_due(vm.retry_at, now) => {
             Some(TaskKind::Restore)
         }
         Place::Stopped | Place::Sealed { .. } => None,
@@ -115,7 +116,7 @@ fn drains(state: &State, timing: &Timing, idle: &[&Vm], now: u64) -> Vec<Change>
         };
         let cordoned = state.nodes.get(&runner.node).is_some_and(|node| node.cordoned);
         let under_way = moving.entry(runner.node).or_default();
-        let ready = cordoned && !vm.paused && vm.retry_at <= now;
+        let ready = cordoned && !vm.paused && is_due(vm.retry_at, now);
         if ready && *under_way < timing.drain_parallel && has_room(state, vm, runner.node) {
             *under_way += 1;
             changes.push(begin(vm, TaskKind::Migrate));
@@ -143,7 +144,7 @@ pub fn grants(state: &State, node: NodeId, boot_id: BootId) -> Vec<(VmId, Epoch)
 }
 
 /// An incarnation that nobody counts on: left over from an abandoned attempt or a lost node.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Stray {
     pub node: NodeId,
     pub vm: VmId,

@@ -29,6 +29,7 @@
 
 use bellwether_types::{Epoch, FenceProof, NodeId, StateFileRef, VmId};
 
+use crate::apply::is_due;
 use crate::observe::{Observed, Seen};
 use crate::planner;
 use crate::reconcile::BY_CLUSTER;
@@ -66,7 +67,7 @@ pub fn next_action(state: &State, observed: &Observed, task: &Task, now: u64) ->
     if let Some(lost) = lost_runner(state, vm) {
         return Action::Advance(StepEvent::RunnerLost { node: lost.node });
     }
-    if task.retry_at > now {
+    if !is_due(task.retry_at, now) {
         return Action::Wait { until: task.retry_at };
     }
     match &task.step {

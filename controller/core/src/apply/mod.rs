@@ -4,6 +4,8 @@ mod members;
 mod steps;
 mod vms;
 
+pub(crate) use steps::is_due;
+
 use bellwether_types::{TaskId, VmId};
 
 use crate::command::{Change, Command, Outcome, Rejection};

@@ -4,6 +4,7 @@ use bellwether_types::{FenceProof, NodeId, RestartPolicy, StateFileRef, TaskId};
 
 use super::{About, Applied};
 use crate::command::Outcome;
+use crate::reconcile::BY_CLUSTER;
 use crate::saga;
 use crate::state::{Desired, Level, Place, Runner, State, Vm};
 use crate::task::{Attempt, Measures, Step, StepEvent, Task, TaskKind, Then};
@@ -13,7 +14,7 @@ use crate::task::{Attempt, Measures, Step, StepEvent, Task, TaskKind, Then};
 /// The first pause before something that could not be done is tried again, milliseconds.
 const RETRY_MS: u64 = 1_000;
 /// The longest such pause.
-const BACKOFF_MS_MAX: u64 = 60_000;
+pub(crate) const BACKOFF_MS_MAX: u64 = 60_000;
 /// The pause before a VM that could not be moved off a draining node is tried again.
 const DRAIN_PAUSE_MS: u64 = 5_000;
 
@@ -335,12 +336,18 @@ struct ClaimedBack {
     error: String,
 }
 
-fn no_node(task: &mut Task, vm: &Vm, reason: String) -> Next {
+fn no_node(task: &mut Task, vm: &mut Vm, reason: String) -> Next {
     // After every node has been tried, all of them are tried again.
     task.tried.clear();
-    let named = task.wanted.is_some() && task.kind != TaskKind::Failover;
     let moves = task.kind == TaskKind::Migrate && vm.place.runner().is_some();
-    if named || moves { Next::Failed(reason) } else { Next::Later(reason) }
+    let named = task.wanted.is_some();
+    match task.by == BY_CLUSTER {
+        true if !moves => Next::Later(reason),
+        // A person whom no node served gets the reason of the last one.
+        false if task.failures > 0 => Next::Failed(vm.pending.take().unwrap_or(reason)),
+        false if !named && !moves => Next::Later(reason),
+        _ => Next::Failed(reason),
+    }
 }
 
 fn proven(at: u64, task: &mut Task, vm: &mut Vm, proof: FenceProof) -> Next {
@@ -538,6 +545,12 @@ fn end(at: u64, task: &mut Task, vm: &mut Vm, outcome: Result<(), String>, text:
     task.outcome = Some(outcome);
     task.ended_at = at;
     vm.task = None;
+}
+
+/// Whether a time to try again has come. The next leader's clock may differ from the one that
+/// wrote it, so a pause that looks longer than any that is given out is over.
+pub(crate) fn is_due(retry_at: u64, now: u64) -> bool {
+    retry_at <= now || retry_at - now > BACKOFF_MS_MAX
 }
 
 /// 0, 1, 2, 4 … seconds, to a minute: the first crash is mended at once.

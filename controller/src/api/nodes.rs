@@ -1,0 +1,133 @@
+//! What agents tell: registrations, reports, and requests for the lease.
+
+use std::sync::Arc;
+
+use bellwether_core::command::{Change, Registration};
+use bellwether_core::observe::{NodeReport, VmReport};
+use bellwether_core::{Liveness, reconcile};
+use bellwether_pki::caller;
+use bellwether_proto::v1;
+use bellwether_proto::v1::nodes_server::Nodes;
+use bellwether_types::{BootId, Epoch, NodeId, VmId, VmState};
+use tonic::{Request, Response, Status};
+
+use super::{commit, view};
+use crate::controller::Controller;
+
+/// The most incarnations that one report may name.
+const REPORT_VMS_MAX: usize = 4_096;
+
+pub struct NodesApi {
+    controller: Arc<Controller>,
+}
+
+impl NodesApi {
+    pub fn new(controller: Arc<Controller>) -> Self {
+        Self { controller }
+    }
+
+    fn take_note(&self, node: NodeId, boot_id: BootId, vms: Vec<VmReport>) {
+        let heard_at = self.controller.clock.now_ms();
+        self.controller.note(|observed| {
+            observed.nodes.insert(node, NodeReport { boot_id, heard_at, vms });
+        });
+    }
+}
+
+#[tonic::async_trait]
+impl Nodes for NodesApi {
+    async fn register(
+        &self,
+        request: Request<v1::RegisterRequest>,
+    ) -> Result<Response<v1::RegisterReply>, Status> {
+        let identity = caller(&request)?.clone();
+        let message = request.into_inner();
+        let node = NodeId(identity.id);
+        let boot_id = boot_id(&message.boot_id)?;
+        let vms = reports(message.vms)?;
+        let agent_port = u16::try_from(message.agent_port)
+            .map_err(|_| Status::invalid_argument("agent_port is not a port"))?;
+        let registration = Registration {
+            node,
+            name: identity.name,
+            boot_id,
+            address: message.address,
+            agent_port,
+            memory_mib: message.memory_mib,
+            vcpus: message.vcpus,
+            version: message.version,
+        };
+        commit(&self.controller, Change::RegisterNode(registration)).await?;
+        self.take_note(node, boot_id, vms);
+        let state = self.controller.state();
+        let storage = state.cluster.as_ref().map(|cluster| cluster.storage.display().to_string());
+        Ok(Response::new(v1::RegisterReply {
+            storage: storage.unwrap_or_default(),
+            lease_ms: self.controller.timing.lease_ms,
+        }))
+    }
+
+    async fn renew(
+        &self,
+        request: Request<v1::RenewRequest>,
+    ) -> Result<Response<v1::RenewReply>, Status> {
+        let node = NodeId(caller(&request)?.id);
+        let message = request.into_inner();
+        let boot_id = boot_id(&message.boot_id)?;
+        let vms = reports(message.vms)?;
+        // A quorum says, after the request came in, that this controller leads: only then is a
+        // grant worth anything (protocol 1).
+        let confirmed = self.controller.raft.confirm_leadership().await;
+        let confirmed = confirmed.map_err(|error| Status::unavailable(error.to_string()))?;
+        let state = self.controller.state();
+        let reply = v1::RenewReply {
+            nonce: message.nonce,
+            lease_ms: self.controller.timing.lease_ms,
+            term: confirmed.term,
+            grants: vec![],
+            controllers: state.controllers.values().map(view::member).collect(),
+            register: false,
+        };
+        let known = state.nodes.get(&node).filter(|node| node.boot_id == Some(boot_id));
+        let Some(known) = known.filter(|node| !matches!(node.liveness, Liveness::Fenced { .. }))
+        else {
+            return Ok(Response::new(v1::RenewReply { register: true, ..reply }));
+        };
+        if matches!(known.liveness, Liveness::Unknown { .. }) {
+            commit(&self.controller, Change::NodeOnline { node, boot_id }).await?;
+        }
+        self.take_note(node, boot_id, vms);
+        let grants = reconcile::grants(&self.controller.state(), node, boot_id);
+        let grant = |(vm, epoch): (VmId, Epoch)| v1::Grant { vm_id: vm.to_string(), epoch: epoch.0 };
+        let grants = grants.into_iter().map(grant).collect();
+        Ok(Response::new(v1::RenewReply { grants, ..reply }))
+    }
+}
+
+fn boot_id(text: &str) -> Result<BootId, Status> {
+    text.parse().map_err(|_| Status::invalid_argument(format!("boot_id `{text}` is not a UUID")))
+}
+
+fn reports(vms: Vec<v1::VmObservation>) -> Result<Vec<VmReport>, Status> {
+    if vms.len() > REPORT_VMS_MAX {
+        return Err(Status::invalid_argument(format!("a report of {} VMs is too long", vms.len())));
+    }
+    vms.into_iter().map(report).collect()
+}
+
+fn report(seen: v1::VmObservation) -> Result<VmReport, Status> {
+    let vm = seen.vm_id.parse().map_err(|_| {
+        Status::invalid_argument(format!("vm_id `{}` of a report is not a UUID", seen.vm_id))
+    })?;
+    let state = VmState::from_word(&seen.state).ok_or_else(|| {
+        Status::invalid_argument(format!("`{}` of a report is not the state of a VM", seen.state))
+    })?;
+    Ok(VmReport {
+        vm,
+        epoch: Epoch(seen.epoch),
+        state,
+        reason: seen.reason,
+        memory_loaded_bytes: seen.memory_loaded_bytes,
+        memory_total_bytes: seen.memory_total_bytes,
+    })
+}

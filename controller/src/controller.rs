@@ -1,0 +1,72 @@
+//! What every part of the controller shares.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bellwether_core::command::Change;
+use bellwether_core::{Command, Observed, Outcome, State, Timing};
+use bellwether_member::MemberConfig;
+use bellwether_pki::IdentityFiles;
+use bellwether_raft::{ProposeError, RaftHandle};
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::links::Links;
+
+/// One controller of the cluster.
+pub struct Controller {
+    pub member: MemberConfig,
+    pub files: IdentityFiles,
+    pub timing: Timing,
+    pub raft: RaftHandle,
+    pub links: Links,
+    pub clock: Clock,
+    observed: Mutex<Observed>,
+    /// Counts reports, so that whoever waits for one wakes up.
+    reports: watch::Sender<u64>,
+}
+
+impl Controller {
+    pub fn new(
+        member: MemberConfig,
+        files: IdentityFiles,
+        timing: Timing,
+        raft: RaftHandle,
+        links: Links,
+    ) -> Self {
+        Self {
+            member,
+            files,
+            timing,
+            raft,
+            links,
+            clock: Clock::start(),
+            observed: Mutex::default(),
+            reports: watch::Sender::new(0),
+        }
+    }
+
+    /// The state as of the last entry applied here.
+    pub fn state(&self) -> std::sync::Arc<State> {
+        self.raft.view().state
+    }
+
+    /// What agents last reported to this controller. The lock is never held across an await.
+    pub fn observed(&self) -> MutexGuard<'_, Observed> {
+        self.observed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of a report and wakes those who wait for one.
+    pub fn note(&self, change: impl FnOnce(&mut Observed)) {
+        change(&mut self.observed());
+        self.reports.send_modify(|count| *count += 1);
+    }
+
+    pub fn watch_reports(&self) -> watch::Receiver<u64> {
+        self.reports.subscribe()
+    }
+
+    /// Commits a change, stamped with this leader's clock.
+    pub async fn propose(&self, change: Change) -> Result<Outcome, ProposeError> {
+        self.raft.propose(Command { at: self.clock.now_ms(), change }).await
+    }
+}

@@ -1,0 +1,153 @@
+//! Carries one task out: asks the pure core what is next, does it, and commits what came of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bellwether_core::command::Change;
+use bellwether_core::saga::{Action, next_action};
+use bellwether_core::state::Runner;
+use bellwether_core::{Attempt, Step, StepEvent, Task};
+use bellwether_failpoint as failpoint;
+use bellwether_types::TaskId;
+
+use super::Leadership;
+use super::orders::{Failure, Orders};
+use crate::controller::Controller;
+
+/// The pause before an order whose outcome is unknown is given again.
+const AGAIN: Duration = Duration::from_millis(200);
+/// An executor that waits looks at the clock this often, although it is woken by every change.
+const LOOK: Duration = Duration::from_millis(200);
+
+pub struct Executor {
+    controller: Arc<Controller>,
+    leadership: Leadership,
+    id: TaskId,
+}
+
+impl Executor {
+    pub fn new(controller: Arc<Controller>, leadership: Leadership, id: TaskId) -> Self {
+        Self { controller, leadership, id }
+    }
+
+    /// Works until the task has ended. Returns the task's number.
+    pub async fn run(self) -> TaskId {
+        while let Some((task, action)) = self.next() {
+            match action {
+                Action::Wait { .. } => self.wait().await,
+                Action::Advance(event) => self.advance(&task, event).await,
+                action => {
+                    point(&task, "before").await;
+                    self.act(&task, action).await;
+                    point(&task, "after").await;
+                }
+            }
+        }
+        self.id
+    }
+
+    /// The task and what it does next; none when it has ended.
+    fn next(&self) -> Option<(Task, Action)> {
+        let state = self.controller.state();
+        let task = state.tasks.get(&self.id).filter(|task| task.outcome.is_none())?;
+        let now = self.controller.clock.now_ms();
+        let action = next_action(&state, &self.controller.observed(), task, now);
+        Some((task.clone(), action))
+    }
+
+    async fn wait(&self) {
+        let mut states = self.controller.raft.watch_state();
+        let mut reports = self.controller.watch_reports();
+        tokio::select! {
+            _ = states.changed() => {}
+            _ = reports.changed() => {}
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+
+    /// Commits what came of a step. Should this leader be deposed meanwhile, the next one sees
+    /// either the step done or the step to do.
+    async fn advance(&self, task: &Task, event: StepEvent) {
+        let change = Change::Advance { task: self.id, step_no: task.step_no, event };
+        if let Err(error) = self.controller.propose(change).await {
+            tracing::warn!(task = self.id.0, %error, "a step was not committed");
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn act(&self, task: &Task, action: Action) {
+        let orders = Orders::new(&self.controller, self.leadership, task);
+        let result = match action {
+            Action::Seal { source, load_at } => return self.seal(task, orders, source, load_at).await,
+            Action::Activate { attempt, release } => orders.activate(attempt, release).await,
+            Action::Prepare(attempt) => orders.prepare(attempt).await,
+            Action::TakeOver(attempt) => orders.take_over(attempt).await,
+            Action::Load { attempt, file } => orders.load(attempt, &file).await,
+            Action::ClaimBack { source, sealed, file } => {
+                orders.claim_back(source, sealed, &file).await
+            }
+            Action::Abandon(attempt) => orders.abandon(attempt).await,
+            Action::Release(attempt) => orders.release(attempt).await,
+            Action::AskGuest(runner) => orders.ask_guest(&runner).await,
+            Action::Purge(node) => orders.purge(node).await,
+            Action::Wait { .. } | Action::Advance(_) => return,
+        };
+        self.conclude(task, result).await;
+    }
+
+    /// Commits a known result; an unknown one leaves the task where it is, to be asked again.
+    async fn conclude(&self, task: &Task, result: Result<StepEvent, Failure>) {
+        match result {
+            Ok(event) => self.advance(task, event).await,
+            Err(Failure::Refused { error, retry }) => {
+                tracing::warn!(task = self.id.0, step = task.step.name(), %error, "refused");
+                self.advance(task, StepEvent::Failed { error, retry }).await;
+            }
+            Err(Failure::Unknown(error)) => {
+                tracing::warn!(task = self.id.0, step = task.step.name(), %error, "asking again");
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+
+    /// The destination reads the sealed file while the seal is being committed: the guest stands
+    /// still, and neither needs the other's answer.
+    async fn seal(
+        &self,
+        task: &Task,
+        orders: Orders<'_>,
+        source: Runner,
+        load_at: Option<Attempt>,
+    ) {
+        let sealed = match orders.seal(&source).await {
+            Ok(sealed) => sealed,
+            Err(failure) => return self.conclude(task, Err(failure)).await,
+        };
+        point(task, "after").await;
+        let event = StepEvent::Sealed { file: sealed.file.clone(), measures: sealed.measures };
+        let Some(attempt) = load_at else {
+            return self.advance(task, event).await;
+        };
+        let (loaded, ()) =
+            tokio::join!(orders.load(attempt, &sealed.file), self.advance(task, event));
+        // Only if the seal was committed does the task stand at the step that the load belongs to.
+        if let Some(task) = self.at_step(&Step::Load(attempt)) {
+            point(&task, "before").await;
+            self.conclude(&task, loaded).await;
+            point(&task, "after").await;
+        }
+    }
+
+    fn at_step(&self, step: &Step) -> Option<Task> {
+        let state = self.controller.state();
+        state.tasks.get(&self.id).filter(|task| task.step == *step).cloned()
+    }
+}
+
+/// A failpoint per step of each kind of task: `task.migrate.seal.before`, `….after`.
+async fn point(task: &Task, when: &str) {
+    if failpoint::active() {
+        let name = format!("task.{}.{}.{when}", task.kind.as_str(), task.step.name());
+        failpoint::hold(&name).await;
+    }
+}

@@ -1,0 +1,47 @@
+//! Lets controllers that have joined vote.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bellwether_core::Member;
+
+use crate::controller::Controller;
+use crate::serve::controller_node;
+
+/// The pause between two rounds when a newcomer is not up yet.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Adds every controller that the state knows to the Raft group, one after the other. A newcomer
+/// is a learner until it has the log, so that the quorum never waits for one that has nothing.
+pub async fn keep(controller: Arc<Controller>) {
+    let mut states = controller.raft.watch_state();
+    loop {
+        match missing(&controller) {
+            None => {
+                if states.changed().await.is_err() {
+                    return;
+                }
+            }
+            Some(member) => {
+                admit(&controller, &member).await;
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+fn missing(controller: &Controller) -> Option<Member> {
+    let status = controller.raft.status();
+    let state = controller.state();
+    state.controllers.values().find(|member| !status.voters.contains_key(&member.id)).cloned()
+}
+
+async fn admit(controller: &Controller, member: &Member) {
+    let node = controller_node(member);
+    // A learner that is not up yet would hold up the wait, and with it every other newcomer.
+    match tokio::time::timeout(PAUSE * 10, controller.raft.add_voter(member.id, node)).await {
+        Ok(Ok(())) => tracing::info!(node_id = member.id, name = member.name, "votes from now on"),
+        Ok(Err(error)) => tracing::debug!(node_id = member.id, %error, "does not vote yet"),
+        Err(_) => tracing::debug!(node_id = member.id, "does not vote yet: it is not up"),
+    }
+}

@@ -1,0 +1,149 @@
+//! What a controller does while it leads: it plans, carries tasks out, clears strays away, and
+//! lets new controllers vote. All of it ends when the leadership does; the next leader finds
+//! everything that matters in the replicated state.
+
+mod executor;
+mod membership;
+pub mod orders;
+mod strays;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bellwether_core::reconcile;
+use bellwether_raft::Stopped;
+use bellwether_types::TaskId;
+use tokio::task::JoinSet;
+
+use crate::controller::Controller;
+
+/// How often the leader looks although nothing has changed: silence is no event.
+const TICK: Duration = Duration::from_millis(100);
+
+/// One leadership. The term names it: there is no other leader in this term.
+#[derive(Clone, Copy, Debug)]
+pub struct Leadership {
+    pub term: u64,
+    /// When it began, by this leader's clock.
+    pub since: u64,
+}
+
+/// Leads whenever this controller is the leader.
+pub async fn run(controller: Arc<Controller>) -> anyhow::Result<()> {
+    let mut status = controller.raft.watch_status();
+    loop {
+        match status.wait_for(|status| status.is_leader()).await {
+            Ok(_) => {}
+            Err(Stopped) => return Ok(()),
+        }
+        // After this the state here is as new as whatever was acknowledged before this term.
+        match controller.raft.confirm_leadership().await {
+            Ok(confirmed) => {
+                let since = controller.clock.now_ms();
+                let leadership = Leadership { term: confirmed.term, since };
+                tracing::info!(term = leadership.term, "leading");
+                Leader::new(&controller, leadership).lead().await;
+                tracing::info!(term = leadership.term, "no longer leading");
+            }
+            Err(error) => {
+                tracing::debug!(%error, "not leading yet");
+                tokio::time::sleep(TICK).await;
+            }
+        }
+    }
+}
+
+struct Leader {
+    controller: Arc<Controller>,
+    leadership: Leadership,
+    executors: JoinSet<TaskId>,
+    /// Tasks that have an executor.
+    carried: BTreeSet<TaskId>,
+    strays: strays::Strays,
+}
+
+impl Leader {
+    fn new(controller: &Arc<Controller>, leadership: Leadership) -> Self {
+        Self {
+            controller: Arc::clone(controller),
+            leadership,
+            executors: JoinSet::new(),
+            carried: BTreeSet::new(),
+            strays: strays::Strays::default(),
+        }
+    }
+
+    /// Dropping this ends every executor: what they were doing is done again by the next leader.
+    async fn lead(mut self) {
+        let mut states = self.controller.raft.watch_state();
+        let mut reports = self.controller.watch_reports();
+        let mut status = self.controller.raft.watch_status();
+        let mut tick = tokio::time::interval(TICK);
+        let members = membership::keep(Arc::clone(&self.controller));
+        let mut background = JoinSet::new();
+        background.spawn(members);
+        while self.still_leads() {
+            states.mark_unchanged();
+            reports.mark_unchanged();
+            self.start_what_is_needed().await;
+            self.carry_on();
+            self.strays.clear(&self.controller, self.leadership);
+            tokio::select! {
+                _ = states.changed() => {}
+                _ = reports.changed() => {}
+                _ = status.changed() => {}
+                _ = tick.tick() => {}
+                Some(done) = self.executors.join_next() => self.ended(done),
+            }
+        }
+    }
+
+    fn still_leads(&self) -> bool {
+        let status = self.controller.raft.status();
+        status.is_leader() && status.term == self.leadership.term
+    }
+
+    async fn start_what_is_needed(&self) {
+        let changes = {
+            let observed = self.controller.observed();
+            let now = self.controller.clock.now_ms();
+            let state = self.controller.state();
+            let timing = &self.controller.timing;
+            reconcile::plan(&state, &observed, timing, self.leadership.since, now)
+        };
+        for change in changes {
+            tracing::info!(?change, "the state asks for it");
+            if let Err(error) = self.controller.propose(change).await {
+                // The next round plans again from what stands then.
+                tracing::warn!(%error, "not committed");
+                return;
+            }
+        }
+    }
+
+    /// Gives every task an executor.
+    fn carry_on(&mut self) {
+        let state = self.controller.state();
+        for task in state.active_tasks() {
+            if self.carried.insert(task.id) {
+                let controller = Arc::clone(&self.controller);
+                let executor = executor::Executor::new(controller, self.leadership, task.id);
+                self.executors.spawn(executor.run());
+            }
+        }
+    }
+
+    fn ended(&mut self, done: Result<TaskId, tokio::task::JoinError>) {
+        match done {
+            Ok(id) => {
+                self.carried.remove(&id);
+            }
+            Err(error) => {
+                tracing::error!(%error, "an executor panicked; all tasks get new ones");
+                self.executors.abort_all();
+                self.carried.clear();
+            }
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Orders to agents, and what their answers mean for a task.
+
+use std::time::{Duration, Instant};
+
+use bellwether_core::observe::Seen;
+use bellwether_core::state::{Node, Runner};
+use bellwether_core::task::{Measures, Retry};
+use bellwether_core::{Attempt, Place, State, StepEvent, Task, Vm};
+use bellwether_proto::v1;
+use bellwether_proto::v1::agent_client::AgentClient;
+use bellwether_types::{BootId, Epoch, FenceProof, NodeId, StateFileRef, TaskId, VmId, VmSpec};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+use super::Leadership;
+use crate::controller::Controller;
+
+/// How long an order may take before its outcome counts as unknown.
+const SHORT: Duration = Duration::from_secs(15);
+/// Sealing writes all of the guest's memory.
+const SEAL: Duration = Duration::from_secs(600);
+
+/// Why an order has no result that moves the task on by itself.
+#[derive(Debug)]
+pub enum Failure {
+    /// It was not carried out.
+    Refused { error: String, retry: Retry },
+    /// It may have been carried out; it has to be given again.
+    Unknown(String),
+}
+
+pub type Result<T> = std::result::Result<T, Failure>;
+
+/// A sealed state, with the parts of the time that it took.
+pub struct Sealed {
+    pub file: StateFileRef,
+    pub measures: Measures,
+}
+
+/// Orders on behalf of one task.
+pub struct Orders<'a> {
+    controller: &'a Controller,
+    leadership: Leadership,
+    task: &'a Task,
+    state: std::sync::Arc<State>,
+}
+
+impl<'a> Orders<'a> {
+    pub fn new(controller: &'a Controller, leadership: Leadership, task: &'a Task) -> Self {
+        Self { controller, leadership, task, state: controller.state() }
+    }
+
+    fn vm(&self) -> Result<&Vm> {
+        let gone = || Failure::Unknown("the VM is gone from the state".into());
+        self.state.vms.get(&self.task.vm).ok_or_else(gone)
+    }
+
+    fn node(&self, id: NodeId) -> Result<&Node> {
+        let gone = || refused(format!("node {id} is no member any more"));
+        self.state.nodes.get(&id).ok_or_else(gone)
+    }
+
+    fn agent(&self, id: NodeId) -> Result<AgentClient<Channel>> {
+        self.controller.links.agent(self.node(id)?).map_err(refused)
+    }
+
+    fn order(&self, epoch: Epoch) -> Option<v1::Order> {
+        Some(order(self.leadership.term, self.task.id, self.task.vm, epoch))
+    }
+
+    fn storage(&self) -> String {
+        self.controller.member.storage.display().to_string()
+    }
+
+    pub async fn prepare(&self, attempt: Attempt) -> Result<StepEvent> {
+        let vm = self.vm()?;
+        let request = v1::PrepareRequest {
+            order: self.order(attempt.epoch),
+            spec: Some((&vm.spec).into()),
+            arbiter: vm.arbiter().to_string(),
+            storage: self.storage(),
+        };
+        let mut agent = self.agent(attempt.node)?;
+        agent.prepare(within(SHORT, request)).await.map_err(failure)?;
+        Ok(StepEvent::Prepared)
+    }
+
+    pub async fn take_over(&self, attempt: Attempt) -> Result<StepEvent> {
+        let wait_ms = self.controller.timing.lock_wait_ms;
+        let request = v1::TakeOverRequest { order: self.order(attempt.epoch), wait_ms };
+        let mut agent = self.agent(attempt.node)?;
+        let reply = agent.take_over(within(SHORT, request)).await.map_err(failure)?.into_inner();
+        Ok(match reply.held {
+            true => StepEvent::Held,
+            false => StepEvent::Busy { holder: reply.holder },
+        })
+    }
+
+    pub async fn seal(&self, source: &Runner) -> Result<Sealed> {
+        let request =
+            v1::SealRequest { order: self.order(source.epoch), storage: self.storage() };
+        let mut agent = self.agent(source.node)?;
+        let begun = Instant::now();
+        let reply = agent.seal(within(SEAL, request)).await.map_err(failure)?.into_inner();
+        let file = reply.file.ok_or_else(|| Failure::Unknown("the answer has no file".into()))?;
+        let file = StateFileRef::try_from(file).map_err(|error| refused(error.to_string()))?;
+        let timings = reply.timings.unwrap_or_default();
+        let mut measures = Measures::from([
+            ("stop_us".into(), timings.stop_us),
+            ("save_us".into(), timings.save_us),
+            ("seal_us".into(), timings.seal_us),
+            ("memory_bytes".into(), timings.bytes_written),
+            ("stopped_at_ns".into(), timings.stopped_at_ns),
+        ]);
+        measures.insert("seal_order_us".into(), micros(begun.elapsed()));
+        measures.insert("sealed_at_us".into(), self.now_us());
+        Ok(Sealed { file, measures })
+    }
+
+    pub async fn load(&self, attempt: Attempt, file: &StateFileRef) -> Result<StepEvent> {
+        let request = v1::LoadStateRequest {
+            order: self.order(attempt.epoch),
+            file: Some(file.into()),
+        };
+        let mut agent = self.agent(attempt.node)?;
+        let reply = agent.load_state(within(SHORT, request)).await.map_err(failure)?.into_inner();
+        let measures = Measures::from([("load_us".into(), reply.load_us)]);
+        Ok(StepEvent::Loaded { measures })
+    }
+
+    /// The source lets go and the attempt comes up, at once: the attempt waits for the locks.
+    pub async fn activate(&self, attempt: Attempt, release: Option<Runner>) -> Result<StepEvent> {
+        let committed_at = self.now_us();
+        let release = async {
+            if let Some(source) = release {
+                let source = Attempt { node: source.node, epoch: source.epoch };
+                if let Err(failure) = self.release(source).await {
+                    tracing::warn!(task = self.task.id.0, ?failure, "the source was not released");
+                }
+            }
+        };
+        let request = v1::ActivateRequest {
+            order: self.order(attempt.epoch),
+            lock_wait_ms: self.controller.timing.lock_wait_ms,
+        };
+        let mut agent = self.agent(attempt.node)?;
+        let activate = async {
+            let reply = agent.activate(within(SHORT, request)).await;
+            (reply, self.now_us())
+        };
+        let ((reply, running_at), ()) = tokio::join!(activate, release);
+        match reply {
+            Ok(reply) => {
+                let timings = reply.into_inner().timings.unwrap_or_default();
+                let measures = self.outage(&timings, committed_at, running_at);
+                Ok(StepEvent::Activated { measures })
+            }
+            Err(status) => uncertain(status),
+        }
+    }
+
+    /// The parts of the outage after the seal, and the whole as this leader saw it.
+    fn outage(&self, timings: &v1::ActivateTimings, committed_at: u64, running_at: u64) -> Measures {
+        let mut measures = Measures::from([
+            ("lock_us".into(), timings.lock_us),
+            ("resume_us".into(), timings.resume_us),
+            ("running_at_ns".into(), timings.running_at_ns),
+        ]);
+        let known = &self.task.measures;
+        let part = |name: &str| known.get(name).copied().unwrap_or(0);
+        if let Some(sealed_at) = known.get("sealed_at_us") {
+            measures.insert("commit_us".into(), committed_at.saturating_sub(*sealed_at));
+            let source = part("stop_us") + part("save_us") + part("seal_us");
+            let outage = source + running_at.saturating_sub(*sealed_at);
+            measures.insert("outage_us".into(), outage);
+        }
+        measures
+    }
+
+    pub async fn claim_back(
+        &self,
+        source: Attempt,
+        sealed: Epoch,
+        file: &StateFileRef,
+    ) -> Result<StepEvent> {
+        let request = v1::ClaimBackRequest {
+            order: self.order(source.epoch),
+            sealed_epoch: sealed.0,
+            file: Some(file.into()),
+        };
+        let mut agent = self.agent(source.node)?;
+        match agent.claim_back(within(SHORT, request)).await {
+            Ok(reply) => {
+                let timings = reply.into_inner().timings.unwrap_or_default();
+                let measures = Measures::from([("resume_us".into(), timings.resume_us)]);
+                Ok(StepEvent::ClaimedBack { measures })
+            }
+            Err(status) => uncertain(status),
+        }
+    }
+
+    /// Whether the attempt's node answers or not, the task goes on: what is left there is a stray.
+    pub async fn abandon(&self, attempt: Attempt) -> Result<StepEvent> {
+        match self.release(attempt).await {
+            Ok(released) => Ok(released),
+            Err(failure) => {
+                tracing::warn!(task = self.task.id.0, ?failure, "an attempt was left behind");
+                let error = "the attempt was left behind as a stray".into();
+                Ok(StepEvent::Failed { error, retry: Retry::OtherNode })
+            }
+        }
+    }
+
+    pub async fn release(&self, attempt: Attempt) -> Result<StepEvent> {
+        let request = v1::ReleaseRequest { order: self.order(attempt.epoch) };
+        let mut agent = self.agent(attempt.node)?;
+        let reply = agent.release(within(SHORT, request)).await.map_err(failure)?.into_inner();
+        let boot_id: BootId = reply
+            .boot_id
+            .parse()
+            .map_err(|_| refused(format!("the answer names the boot `{}`", reply.boot_id)))?;
+        let proof = FenceProof::Released { node: attempt.node, boot_id };
+        Ok(StepEvent::Released { proof, reason: reply.reason })
+    }
+
+    pub async fn ask_guest(&self, runner: &Runner) -> Result<StepEvent> {
+        let ended = self.controller.observed().vm(
+            self.task.vm,
+            runner.node,
+            runner.boot_id,
+            runner.epoch,
+        ) == Seen::Ended;
+        if !ended {
+            let request = v1::ShutdownVmRequest { order: self.order(runner.epoch) };
+            let mut agent = self.agent(runner.node)?;
+            agent.shutdown_vm(within(SHORT, request)).await.map_err(failure)?;
+        }
+        let until = self.controller.clock.now_ms() + self.controller.timing.shutdown_ms;
+        Ok(StepEvent::Asked { until })
+    }
+
+    pub async fn purge(&self, node: NodeId) -> Result<StepEvent> {
+        let vm = self.vm()?;
+        let request = v1::RemoveStateRequest {
+            order: self.order(vm.epoch),
+            storage: self.storage(),
+            purge: true,
+        };
+        let mut agent = self.agent(node)?;
+        agent.remove_state(within(SHORT, request)).await.map_err(failure)?;
+        Ok(StepEvent::Purged)
+    }
+
+    /// This leader's clock in microseconds: only differences of one leader mean anything.
+    fn now_us(&self) -> u64 {
+        self.controller.clock.now_us()
+    }
+}
+
+/// An order outside any task, given by whoever leads now.
+pub fn order(term: u64, task: TaskId, vm: VmId, epoch: Epoch) -> v1::Order {
+    v1::Order { term, task: task.0, vm_id: vm.to_string(), epoch: epoch.0 }
+}
+
+/// Asks a node whether a VM's files are there and good.
+pub async fn inspect(
+    controller: &Controller,
+    node: &Node,
+    spec: &VmSpec,
+) -> std::result::Result<Vec<String>, Status> {
+    let storage = controller.member.storage.display().to_string();
+    let request = v1::InspectRequest { spec: Some(spec.into()), storage };
+    let mut agent = controller.links.agent(node).map_err(Status::unavailable)?;
+    Ok(agent.inspect(within(SHORT, request)).await?.into_inner().problems)
+}
+
+/// Pauses or resumes the guest of a running VM.
+pub async fn set_paused(
+    controller: &Controller,
+    vm: &Vm,
+    paused: bool,
+) -> std::result::Result<(), Status> {
+    let Place::Runner(runner) = &vm.place else {
+        return Err(Status::failed_precondition(format!("VM {} is not running", vm.spec.name)));
+    };
+    let confirmed = controller.raft.confirm_leadership().await;
+    let term = confirmed.map_err(|error| Status::unavailable(error.to_string()))?.term;
+    let state = controller.state();
+    let node = state.nodes.get(&runner.node);
+    let node = node.ok_or_else(|| Status::unavailable("the VM's node is gone"))?;
+    let mut agent = controller.links.agent(node).map_err(Status::unavailable)?;
+    let order = Some(order(term, TaskId(0), vm.id, runner.epoch));
+    match paused {
+        true => agent.pause_vm(within(SHORT, v1::PauseVmRequest { order })).await.map(drop),
+        false => agent.resume_vm(within(SHORT, v1::ResumeVmRequest { order })).await.map(drop),
+    }
+}
+
+fn within<T>(timeout: Duration, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(timeout);
+    request
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn refused(error: String) -> Failure {
+    Failure::Refused { error, retry: Retry::OtherNode }
+}
+
+/// Whether a status says nothing about what happened on the other side.
+fn is_unknown(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown)
+}
+
+fn failure(status: Status) -> Failure {
+    let error = status.message().to_owned();
+    match status.code() {
+        code if is_unknown(code) => Failure::Unknown(format!("{code:?}: {error}")),
+        Code::DataLoss | Code::InvalidArgument => {
+            Failure::Refused { error, retry: Retry::Never }
+        }
+        _ => Failure::Refused { error, retry: Retry::OtherNode },
+    }
+}
+
+/// After an order that lets the guest run, only ABORTED says that it has not run.
+fn uncertain(status: Status) -> Result<StepEvent> {
+    match status.code() {
+        Code::Aborted => Err(refused(status.message().to_owned())),
+        code if is_unknown(code) => Err(failure(status)),
+        _ => {
+            tracing::warn!(%status, "it is not known whether the guest ran");
+            Ok(StepEvent::TimedOut)
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Clears away incarnations that nobody counts on.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bellwether_core::reconcile::{Stray, strays};
+use bellwether_proto::v1;
+use bellwether_types::TaskId;
+
+use super::{Leadership, orders};
+use crate::controller::Controller;
+
+/// How long a release may take.
+const RELEASE: Duration = Duration::from_secs(15);
+
+/// Releases that are under way.
+#[derive(Default)]
+pub struct Strays {
+    under_way: Arc<Mutex<BTreeSet<Stray>>>,
+}
+
+impl Strays {
+    /// Orders the release of every stray that is not being released already.
+    pub fn clear(&self, controller: &Arc<Controller>, leadership: Leadership) {
+        let found = strays(&controller.state(), &controller.observed());
+        for stray in found {
+            let fresh = self.under_way.lock().unwrap_or_else(PoisonError::into_inner).insert(stray);
+            if fresh {
+                let controller = Arc::clone(controller);
+                let under_way = Arc::clone(&self.under_way);
+                tokio::spawn(async move {
+                    release(&controller, leadership, stray).await;
+                    under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&stray);
+                });
+            }
+        }
+    }
+}
+
+async fn release(controller: &Controller, leadership: Leadership, stray: Stray) {
+    let state = controller.state();
+    let Some(node) = state.nodes.get(&stray.node).filter(|node| node.is_online()) else {
+        return tokio::time::sleep(RELEASE / 15).await;
+    };
+    let order = orders::order(leadership.term, TaskId(0), stray.vm, stray.epoch);
+    let mut request = tonic::Request::new(v1::ReleaseRequest { order: Some(order) });
+    request.set_timeout(RELEASE);
+    let released = match controller.links.agent(node) {
+        Ok(mut agent) => agent.release(request).await.map(drop),
+        Err(error) => Err(tonic::Status::unavailable(error)),
+    };
+    let (node, vm, epoch) = (stray.node.0, stray.vm, stray.epoch.0);
+    match released {
+        Ok(()) => {
+            tracing::info!(node_id = node, vm_id = %vm, epoch, "a stray was released");
+            // The next report would name it again if it was taken before the release.
+            controller.note(|observed| {
+                if let Some(report) = observed.nodes.get_mut(&stray.node) {
+                    report.vms.retain(|seen| seen.vm != vm || seen.epoch != stray.epoch);
+                }
+            });
+        }
+        Err(status) => {
+            tracing::warn!(node_id = node, vm_id = %vm, epoch, %status, "a stray was not released");
+            tokio::time::sleep(RELEASE / 15).await;
+        }
+    }
+}
