@@ -39,9 +39,11 @@ pvh_entry:
     or eax, 0x80000023          // PG, NE, MP, PE
     mov cr0, eax
     lgdt [gdt_pointer]
-.att_syntax
-    ljmp $0x18, $long_mode
-.intel_syntax noprefix
+    mov esp, offset ring0_stack_top
+    push 0x18
+    mov eax, offset long_mode
+    push eax
+    retf
 
 .code64
 long_mode:
@@ -57,10 +59,12 @@ long_mode:
     lidt [idt_pointer]          // still empty: ring 3 fills it before it enables interrupts
     mov rsp, offset ring0_stack_top
     push 0x23
-    push offset ring3_stack_top
+    mov rax, offset ring3_stack_top
+    push rax
     push 0x2
     push 0x2b
-    push offset ring3_entry
+    mov rax, offset ring3_entry
+    push rax
     iretq
 
 ring3_entry:
@@ -73,14 +77,15 @@ ring3_entry:
     call guest_main
     ud2
 
-// ---------------------------------------------------------------- gates: int 0x30 ... from ring 3
-// One vector for each service instead of a dispatcher, because level 0 is slow.
+// ---------------------------------------------------------------- gates: int3 from ring 3
+// The breakpoint is the one way into ring 0 that works everywhere: without hardware virtualization
+// `int n` is an unknown instruction and `syscall` arrives in ring 3 still, and real hypervisors let
+// breakpoints through without an exit. rax is the service; r8 and r9 are arguments.
 .section .text, "ax", @progbits
-.global gate_rdtsc, gate_idle, gate_rdmsr, gate_wrmsr, gate_cpuid
-.global gate_enable_interrupts, gate_stop, gate_forget_idt
-gate_rdtsc:
-    rdtsc
-    iretq
+.global gate
+gate:
+    mov r10d, 1                 // proof for ring 3 that it has been here
+    jmp qword ptr [gates + rax * 8]
 
 // Interrupts are off here, so an interrupt that came after the last look at `wake` is not slept over:
 // `sti` takes effect only after `hlt` has begun.
@@ -94,14 +99,21 @@ gate_idle:
     iretq
 
 gate_rdmsr:
+    mov ecx, r8d
     rdmsr
     iretq
 
 gate_wrmsr:
+    mov ecx, r8d
+    mov eax, r9d
+    shr r9, 32
+    mov edx, r9d
     wrmsr
     iretq
 
 gate_cpuid:
+    mov eax, r8d
+    xor ecx, ecx
     cpuid
     iretq
 
@@ -186,10 +198,12 @@ exception_common:
     mov qword ptr [exception_record + 32], rax
     mov rsp, offset ring0_stack_top
     push 0x23
-    push offset exception_stack_top
+    mov rax, offset exception_stack_top
+    push rax
     push 0x2
     push 0x2b
-    push offset exception_ring3
+    mov rax, offset exception_ring3
+    push rax
     iretq
 
 exception_ring3:
@@ -200,6 +214,9 @@ exception_ring3:
 .section .rodata, "a", @progbits
 .balign 8
 .global exception_table
+gates:                          // in the order of gates.rs
+    .quad gate_idle, gate_rdmsr, gate_wrmsr, gate_cpuid
+    .quad gate_enable_interrupts, gate_stop, gate_forget_idt
 exception_table:
     .quad exception_0, exception_1, exception_2, exception_3, exception_4, exception_5
     .quad exception_6, exception_7, exception_8, exception_9, exception_10, exception_11
