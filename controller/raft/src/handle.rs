@@ -67,10 +67,14 @@ impl RaftHandle {
         let view = machine.watch();
         let (timers, limits) = (config.timers.clone(), config.limits.clone());
         let network = NetworkFactory::new(config.node_id, Arc::new(connector), timers, limits);
+        let directory = network.directory();
         let started =
             openraft::Raft::new(config.node_id, openraft, network, store.clone(), machine).await;
         match started {
-            Ok(raft) => Ok(Self { raft, store, view, config: Arc::new(config) }),
+            Ok(raft) => {
+                directory.get_or_init(|| raft.metrics());
+                Ok(Self { raft, store, view, config: Arc::new(config) })
+            }
             Err(fatal) => Err(give_up(&store, StartError::Raft(fatal_text(&fatal))).await),
         }
     }
@@ -117,13 +121,8 @@ impl RaftHandle {
                     return Err(ProposeError::OutcomeUnknown { reason });
                 }
             };
-            // Nothing was written, and nobody else is known to lead: either this leader waits for
-            // its first quorum, or an election is on. Both end soon.
-            let settling = match &error {
-                ProposeError::NotLeader { leader: None } => true,
-                ProposeError::NotLeader { leader: Some((id, _)) } => *id == self.config.node_id,
-                _ => false,
-            };
+            let settling =
+                matches!(&error, ProposeError::NotLeader { leader } if self.may_lead(leader));
             if !settling || Instant::now() >= patience.min(deadline) {
                 return Err(error);
             }
@@ -141,8 +140,14 @@ impl RaftHandle {
         }
     }
 
+    /// Whether a refusal to write may end soon: nobody else is known to lead, so either this leader
+    /// waits for its (first) quorum, or an election is on.
+    pub(crate) fn may_lead(&self, leader: &LeaderHint) -> bool {
+        leader.as_ref().is_none_or(|(id, _)| *id == self.config.node_id)
+    }
+
     /// Waits until the metrics change, but not long: not everything that matters shows there.
-    async fn wait_for_news(&self) {
+    pub(crate) async fn wait_for_news(&self) {
         let mut status = self.watch_status();
         let patience = self.config.timers.heartbeat_interval / 4;
         // Both ends of the wait lead to the same next question.

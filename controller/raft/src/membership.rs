@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use openraft::ChangeMembers;
 use openraft::error::{ClientWriteError, RaftError};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::error::MembershipError;
 use crate::handle::RaftHandle;
@@ -16,7 +16,7 @@ impl RaftHandle {
     /// Adds a controller that receives the log and does not vote, and waits until it has nearly all
     /// of it. A controller that belongs to the group already stays what it is.
     pub async fn add_learner(&self, id: u64, node: ControllerNode) -> Result<(), MembershipError> {
-        self.bounded(self.raft.add_learner(id, node, true)).await
+        self.bounded(async || self.raft.add_learner(id, node.clone(), true).await).await
     }
 
     /// Adds a controller that votes. It is a learner first, so that the quorum never waits for one
@@ -48,20 +48,33 @@ impl RaftHandle {
         &self,
         change: ChangeMembers<u64, ControllerNode>,
     ) -> Result<(), MembershipError> {
-        self.bounded(self.raft.change_membership(change, false)).await
+        self.bounded(async || self.raft.change_membership(change.clone(), false).await).await
     }
 
+    /// Tries a change, and again while this leader cannot write for a moment: each change says what
+    /// shall be, so a second try of one that came half way completes it.
     async fn bounded<T>(
         &self,
-        change: impl Future<Output = Result<T, WriteError>>,
+        change: impl AsyncFn() -> Result<T, WriteError>,
     ) -> Result<(), MembershipError> {
         let waited = self.config.timers.admin_timeout;
-        match timeout(waited, change).await {
-            Ok(result) => Ok(result.map(drop)?),
-            Err(_) => {
+        let deadline = Instant::now() + waited;
+        let patience = deadline.min(Instant::now() + self.config.timers.election_timeout_max);
+        loop {
+            let Ok(result) = timeout_at(deadline, change()).await else {
                 let reason = format!("no commit after {waited:?}");
-                Err(MembershipError::OutcomeUnknown { reason })
+                return Err(MembershipError::OutcomeUnknown { reason });
+            };
+            let error = match result {
+                Ok(_) => return Ok(()),
+                Err(error) => MembershipError::from(error),
+            };
+            let settling =
+                matches!(&error, MembershipError::NotLeader { leader } if self.may_lead(leader));
+            if !settling || Instant::now() >= patience {
+                return Err(error);
             }
+            self.wait_for_news().await;
         }
     }
 }

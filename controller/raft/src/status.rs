@@ -83,7 +83,8 @@ fn role(state: ServerState) -> Role {
     }
 }
 
-type MetricsReceiver = openraft::alias::WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
+pub(crate) type MetricsReceiver =
+    openraft::alias::WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
 
 /// Raft has stopped, so nothing will change any more.
 #[derive(Debug, thiserror::Error)]

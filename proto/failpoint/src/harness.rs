@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::wait::{Cancel, Waited, wait_for_file};
+use crate::wait::{Cancel, Until, Waited, wait_for_file};
 
 /// A directory in which processes report the points they reached and wait to be let go.
 #[derive(Clone, Debug)]
@@ -31,8 +31,8 @@ impl HoldDir {
     /// Waits until a process is held at the point, and gives its id. Blocks the thread.
     pub fn wait_reached(&self, name: &str, timeout: Duration) -> io::Result<i32> {
         let file = format!("{name}.reached");
-        match wait_for_file(&self.dir, &file, Some(timeout), &Cancel::default())? {
-            Waited::Exists => {}
+        match wait_for_file(&self.dir, &file, Until::Exists, Some(timeout), &Cancel::default())? {
+            Waited::Done => {}
             other => {
                 let what =
                     format!("nobody reached the point `{name}`: {other:?} after {timeout:?}");

@@ -11,6 +11,15 @@
 //!         …@N           only at the Nth time that the process passes the point (1 is the first)
 //! ```
 //!
+//! The other form is for tests that arm points while the process runs:
+//!
+//! ```text
+//! BELLWETHER_FAILPOINTS='dir:DIR'         at each point, in this order:
+//!   DIR/<name>.hold exists                writes DIR/<name>.reached, waits until it is gone
+//!   DIR/<name>.kill exists                removes it, and SIGKILL to this process
+//!   DIR/<name>.error exists               failpoint_error! returns Err(its text)
+//! ```
+//!
 //! A name consists of letters, digits, `.`, `_` and `-`; a text or directory has no `;`. A point
 //! that was let go stays open, as `DIR/<name>.go` stays. A process whose DIR disappears while it
 //! is held kills itself, because nobody is left to let it go. A mistake in the variable ends the

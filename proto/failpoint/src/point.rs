@@ -1,25 +1,39 @@
 //! What happens when a process reaches a point. Debug builds only.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use rustix::process::{Signal, getpid, kill_process};
 
-use crate::spec::{Action, Point, parse};
-use crate::wait::{Cancel, Waited, wait_for_file};
+use crate::spec::{Action, Point, Spec, parse};
+use crate::wait::{Cancel, Until, Waited, wait_for_file};
 
-fn points() -> &'static [Point] {
-    static POINTS: OnceLock<Vec<Point>> = OnceLock::new();
-    POINTS.get_or_init(|| match std::env::var(crate::ENV) {
+fn spec() -> &'static Spec {
+    static SPEC: OnceLock<Spec> = OnceLock::new();
+    SPEC.get_or_init(|| match std::env::var(crate::ENV) {
         Ok(text) => parse(&text).unwrap_or_else(|reason| give_up(&reason)),
-        Err(std::env::VarError::NotPresent) => Vec::new(),
+        Err(std::env::VarError::NotPresent) => Spec::Listed(Vec::new()),
         Err(std::env::VarError::NotUnicode(_)) => give_up("it is not UTF-8"),
     })
 }
 
 pub(crate) fn active() -> bool {
-    !points().is_empty()
+    !matches!(spec(), Spec::Listed(points) if points.is_empty())
+}
+
+/// Whether anything is due at this point; asked before a thread is spent on it.
+fn is_armed(name: &str) -> bool {
+    match spec() {
+        Spec::Listed(points) => points.iter().any(|point| point.name == name),
+        Spec::Directory(dir) => {
+            ["hold", "kill", "error"].iter().any(|kind| file(dir, name, kind).exists())
+        }
+    }
+}
+
+fn file(dir: &Path, name: &str, kind: &str) -> PathBuf {
+    dir.join(format!("{name}.{kind}"))
 }
 
 pub(crate) fn hit(name: &str) {
@@ -34,11 +48,19 @@ pub(crate) async fn hold(name: &str) {
     }
 }
 
-/// Does what is due at this point; the first entry of this name that fires counts.
+/// Does what is due at this point.
 pub(crate) fn hit_error(name: &str, cancel: &Cancel) -> Result<(), String> {
+    match spec() {
+        Spec::Listed(points) => hit_listed(points, name, cancel),
+        Spec::Directory(dir) => hit_in_directory(dir, name, cancel),
+    }
+}
+
+/// The first entry of this name that fires counts.
+fn hit_listed(points: &[Point], name: &str, cancel: &Cancel) -> Result<(), String> {
     // All entries count the hit, whichever of them acts.
     let mut due = None;
-    for point in points().iter().filter(|point| point.name == name) {
+    for point in points.iter().filter(|point| point.name == name) {
         due = due.or(point.fire());
     }
     match due {
@@ -46,14 +68,29 @@ pub(crate) fn hit_error(name: &str, cancel: &Cancel) -> Result<(), String> {
         Some(Action::Kill) => kill_self(),
         Some(Action::Error(text)) => Err(text.clone()),
         Some(Action::Hold(dir)) => {
-            hold_here(dir, name, cancel);
+            hold_here(dir, name, ("go", Until::Exists), cancel);
             Ok(())
         }
     }
 }
 
+/// A process can be held first and then killed, or told to fail, when it is let go.
+fn hit_in_directory(dir: &Path, name: &str, cancel: &Cancel) -> Result<(), String> {
+    if file(dir, name, "hold").exists() {
+        hold_here(dir, name, ("hold", Until::Gone), cancel);
+    }
+    // Only one process can take the file away: a kill is for the first that comes by.
+    if std::fs::remove_file(file(dir, name, "kill")).is_ok() {
+        kill_self();
+    }
+    match std::fs::read_to_string(file(dir, name, "error")) {
+        Ok(text) => Err(text),
+        Err(_) => Ok(()),
+    }
+}
+
 pub(crate) async fn hold_error(name: &str) -> Result<(), String> {
-    if !points().iter().any(|point| point.name == name) {
+    if !is_armed(name) {
         return Ok(());
     }
     // The waiting thread must end when this future is dropped, or the runtime could not shut down.
@@ -74,11 +111,13 @@ impl Drop for CancelOnDrop {
     }
 }
 
-fn hold_here(dir: &Path, name: &str, cancel: &Cancel) {
-    let waited =
-        announce(dir, name).and_then(|()| wait_for_file(dir, &format!("{name}.go"), None, cancel));
+/// `end` is the file, and what has to become of it, that lets the process go.
+fn hold_here(dir: &Path, name: &str, end: (&str, Until), cancel: &Cancel) {
+    let (kind, until) = end;
+    let waited = announce(dir, name)
+        .and_then(|()| wait_for_file(dir, &format!("{name}.{kind}"), until, None, cancel));
     match waited {
-        Ok(Waited::Exists | Waited::Cancelled | Waited::TimedOut) => {}
+        Ok(Waited::Done | Waited::Cancelled | Waited::TimedOut) => {}
         Ok(Waited::DirectoryGone) => kill_self(),
         Err(error) => give_up(&format!("hold `{name}` in {}: {error}", dir.display())),
     }

@@ -28,8 +28,26 @@ impl Point {
     }
 }
 
-/// Reads the whole variable; empty entries are allowed, so that entries may be put together.
-pub(crate) fn parse(text: &str) -> Result<Vec<Point>, String> {
+/// What the variable says.
+#[derive(Debug)]
+pub(crate) enum Spec {
+    /// These points, as they were at the start of the process.
+    Listed(Vec<Point>),
+    /// All points, as the files of this directory say at each pass.
+    Directory(PathBuf),
+}
+
+/// Reads the whole variable.
+pub(crate) fn parse(text: &str) -> Result<Spec, String> {
+    match text.strip_prefix("dir:") {
+        Some(dir) if dir.starts_with('/') => Ok(Spec::Directory(dir.into())),
+        Some(dir) => Err(format!("`dir:{dir}`: give an absolute directory")),
+        None => parse_list(text).map(Spec::Listed),
+    }
+}
+
+/// Empty entries are allowed, so that entries may be put together.
+fn parse_list(text: &str) -> Result<Vec<Point>, String> {
     text.split(';').map(str::trim).filter(|entry| !entry.is_empty()).map(parse_point).collect()
 }
 
@@ -71,11 +89,13 @@ fn parse_action(text: &str) -> Result<Action, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
     fn every_action_is_read() {
-        let points = parse("a=kill; b.c-d_e=hold:/x@y ;f=error:no space@2;").unwrap();
+        let points = parse_list("a=kill; b.c-d_e=hold:/x@y ;f=error:no space@2;").unwrap();
         let read: Vec<_> = points.iter().map(|p| (p.name.as_str(), &p.action, p.only)).collect();
         let expected = [
             ("a", &Action::Kill, None),
@@ -86,8 +106,14 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_stands_for_all_points() {
+        assert!(matches!(parse("dir:/x").unwrap(), Spec::Directory(dir) if dir == Path::new("/x")));
+        assert!(matches!(parse("a=kill").unwrap(), Spec::Listed(points) if points.len() == 1));
+    }
+
+    #[test]
     fn a_count_fires_once() {
-        let points = parse("a=kill@2").unwrap();
+        let points = parse_list("a=kill@2").unwrap();
         let fired: Vec<bool> = (0..4).map(|_| points[0].fire().is_some()).collect();
         assert_eq!(fired, [false, true, false, false]);
     }
@@ -101,6 +127,7 @@ mod tests {
             ("a=kil", "is not kill"),
             ("a=kill@0", "the first hit"),
             ("a=hold:here", "absolute"),
+            ("dir:here", "absolute"),
             ("a=error:", "is not kill"),
             ("a=kill@99999999999999999999", "the first hit"),
         ] {

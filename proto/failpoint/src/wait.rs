@@ -1,4 +1,4 @@
-//! Waiting for a file to appear.
+//! Waiting for a file to appear or to go.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -42,27 +42,38 @@ impl Cancel {
     }
 }
 
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    Exists,
+    Gone,
+}
+
 /// How a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waited {
-    Exists,
+    /// The file exists, or is gone, as was wanted.
+    Done,
     TimedOut,
     Cancelled,
     /// The directory itself is gone, and so is whoever would have made the file.
     DirectoryGone,
 }
 
-/// Waits until `dir/name` exists.
+/// Waits until `dir/name` exists, or until it is gone.
 pub(crate) fn wait_for_file(
     dir: &Path,
     name: &str,
+    until: Until,
     timeout: Option<Duration>,
     cancel: &Cancel,
 ) -> io::Result<Waited> {
     let events = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-    // The watch comes before the first look: a file that appears between the two makes an event.
+    // The watch comes before the first look: a change between the two makes an event.
     let interest = inotify::WatchFlags::CREATE
         | inotify::WatchFlags::MOVED_TO
+        | inotify::WatchFlags::DELETE
+        | inotify::WatchFlags::MOVED_FROM
         | inotify::WatchFlags::DELETE_SELF;
     match inotify::add_watch(&events, dir, interest) {
         Ok(_) => {}
@@ -71,11 +82,12 @@ pub(crate) fn wait_for_file(
     }
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     loop {
-        if dir.join(name).try_exists()? {
-            return Ok(Waited::Exists);
-        }
-        if !dir.try_exists()? {
+        let exists = dir.join(name).try_exists()?;
+        if !exists && !dir.try_exists()? {
             return Ok(Waited::DirectoryGone);
+        }
+        if exists == (until == Until::Exists) {
+            return Ok(Waited::Done);
         }
         if cancel.cancelled() {
             return Ok(Waited::Cancelled);

@@ -138,3 +138,30 @@ fn waiting_for_a_point_that_nobody_reaches_ends() {
     let error = HoldDir::new(dir.path()).wait_reached("p", Duration::from_millis(20)).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
 }
+
+#[test]
+fn a_directory_arms_points_while_the_process_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let points = HoldDir::new(dir.path());
+    std::fs::write(dir.path().join("p.async.hold"), "").unwrap();
+    std::fs::write(dir.path().join("p.error.error"), "no space").unwrap();
+    let child = start("async", &format!("dir:{}", dir.path().display()));
+    let held = points.wait_reached("p.async", LONG).unwrap();
+    assert_eq!(held.unsigned_abs(), child.id());
+    std::fs::remove_file(dir.path().join("p.async.hold")).unwrap();
+    let (status, text) = finish(child);
+    assert!(status.success() && text.contains("async: Err(\"no space\")"), "{text}");
+}
+
+#[test]
+fn a_kill_in_the_directory_is_for_one_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let kill = dir.path().join("p.sync.kill");
+    std::fs::write(&kill, "").unwrap();
+    let variable = format!("dir:{}", dir.path().display());
+    let (status, text) = finish(start("sync", &variable));
+    assert_eq!(status.signal(), Some(9), "{text}");
+    assert!(!kill.exists());
+    let (status, text) = finish(start("sync", &variable));
+    assert!(status.success() && text.contains("round 3"), "{text}");
+}

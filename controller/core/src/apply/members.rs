@@ -38,7 +38,7 @@ impl State {
         role: MemberRole,
         expires_at: u64,
     ) -> Applied {
-        self.tokens.retain(|_, token| token.expires_at + TOKEN_MEMORY_MS > at);
+        self.tokens.retain(|_, token| token.expires_at.saturating_add(TOKEN_MEMORY_MS) > at);
         self.tokens.insert(hash, Token { role, expires_at, used_by: None });
         let text = format!("a join token for one {} was made", role.as_str());
         self.event(at, Level::Info, About::default(), text);

@@ -4,11 +4,12 @@ mod link;
 mod snapshot;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bellwether_proto::v1::RaftEnvelope;
 use bellwether_proto::v1::raft_client::RaftClient;
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::error::{
     NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
 };
@@ -27,6 +28,7 @@ pub use self::link::{Connect, ConnectError};
 use self::link::{Lease, Link};
 use crate::codec;
 use crate::config::{Limits, Timers};
+use crate::status::MetricsReceiver;
 use crate::types::{ControllerNode, Snapshot, TypeConfig, Vote};
 
 /// What protobuf and HTTP/2 put around a payload, generously.
@@ -41,34 +43,68 @@ enum Lane {
     Snapshot,
 }
 
+/// What this controller's Raft tells about itself, once it runs.
+pub(crate) type Directory = Arc<OnceLock<MetricsReceiver>>;
+
+/// The connections of one controller.
+struct Links {
+    connector: Arc<dyn Connect>,
+    connect_timeout: Duration,
+    directory: Directory,
+    links: Mutex<HashMap<(u64, Lane), Arc<Link>>>,
+}
+
+impl Links {
+    /// The connection to a controller, at the address that the membership gives it now. openraft
+    /// keeps the clients that it made when a member moves.
+    fn link(&self, target: u64, known: &ControllerNode, lane: Lane) -> Arc<Link> {
+        let metrics = self.directory.get().map(WatchReceiver::borrow_watched);
+        let membership = metrics.as_ref().map(|metrics| metrics.membership_config.membership());
+        let node = membership.and_then(|members| members.get_node(&target)).unwrap_or(known);
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = || {
+            let connector = Arc::clone(&self.connector);
+            Arc::new(Link::new(target, node.clone(), connector, self.connect_timeout))
+        };
+        let link = links.entry((target, lane)).or_insert_with(fresh);
+        if link.node != *node {
+            *link = fresh();
+        }
+        Arc::clone(link)
+    }
+}
+
 /// Makes clients for openraft, which share connections.
 pub(crate) struct NetworkFactory {
     id: u64,
-    connector: Arc<dyn Connect>,
+    links: Arc<Links>,
     timers: Timers,
     limits: Limits,
-    links: Mutex<HashMap<(u64, Lane), Arc<Link>>>,
 }
 
 impl NetworkFactory {
     pub fn new(id: u64, connector: Arc<dyn Connect>, timers: Timers, limits: Limits) -> Self {
-        Self { id, connector, timers, limits, links: Mutex::default() }
+        let links = Links {
+            connector,
+            connect_timeout: timers.connect_timeout,
+            directory: Directory::default(),
+            links: Mutex::default(),
+        };
+        Self { id, links: Arc::new(links), timers, limits }
+    }
+
+    /// Where to put what Raft tells about itself.
+    pub fn directory(&self) -> Directory {
+        Arc::clone(&self.links.directory)
     }
 
     fn network(&self, target: u64, node: &ControllerNode, lane: Lane) -> Network {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = || {
-            let connector = Arc::clone(&self.connector);
-            Arc::new(Link::new(target, node.clone(), connector, self.timers.connect_timeout))
-        };
-        let link = links.entry((target, lane)).or_insert_with(fresh);
-        if link.node != *node {
-            // The controller has moved.
-            *link = fresh();
-        }
         Network {
             id: self.id,
-            link: Arc::clone(link),
+            target,
+            node: node.clone(),
+            lane,
+            links: Arc::clone(&self.links),
             timers: self.timers.clone(),
             limits: self.limits.clone(),
         }
@@ -94,7 +130,11 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
 /// The way to one controller.
 pub(crate) struct Network {
     id: u64,
-    link: Arc<Link>,
+    target: u64,
+    /// Where the controller was when openraft asked for this.
+    node: ControllerNode,
+    lane: Lane,
+    links: Arc<Links>,
     timers: Timers,
     limits: Limits,
 }
@@ -119,6 +159,10 @@ impl Method {
 }
 
 impl Network {
+    fn link(&self) -> Arc<Link> {
+        self.links.link(self.target, &self.node, self.lane)
+    }
+
     fn client(&self, lease: &Lease) -> RaftClient<Channel> {
         RaftClient::new(lease.channel.clone())
             .max_decoding_message_size(self.limits.message_bytes)
@@ -134,19 +178,20 @@ impl Network {
     ) -> Result<R, RPCError<TypeConfig>> {
         let deadline = tokio::time::Instant::now() + ttl;
         let timed_out = || self.timeout(method.action(), ttl).into();
-        let lease = match tokio::time::timeout_at(deadline, self.link.lease()).await {
+        let link = self.link();
+        let lease = match tokio::time::timeout_at(deadline, link.lease()).await {
             Ok(lease) => lease.map_err(Unreachable::from_string)?,
             Err(_) => return Err(timed_out()),
         };
         let sent = self.send(method, &lease, RaftEnvelope { payload });
         match tokio::time::timeout_at(deadline, sent).await {
             Ok(Ok(answer)) => {
-                self.link.succeeded();
+                link.succeeded();
                 codec::decode_envelope(&answer.payload).map_err(|e| NetworkError::new(&e).into())
             }
-            Ok(Err(status)) => Err(self.refused(&lease, &status)),
+            Ok(Err(status)) => Err(refused(&link, &lease, &status)),
             Err(_) => {
-                self.link.timed_out(&lease);
+                link.timed_out(&lease);
                 Err(timed_out())
             }
         }
@@ -169,23 +214,7 @@ impl Network {
     }
 
     fn timeout(&self, action: RPCTypes, timeout: Duration) -> Timeout<TypeConfig> {
-        Timeout { action, id: self.id, target: self.link.id, timeout }
-    }
-
-    /// What an error of the transport, or an answer that is an error, means to openraft.
-    fn refused(&self, lease: &Lease, status: &Status) -> RPCError<TypeConfig> {
-        match status.code() {
-            Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal => {
-                self.link.broken(lease);
-                Unreachable::from_string(self.describe(status)).into()
-            }
-            _ => NetworkError::from_string(self.describe(status)).into(),
-        }
-    }
-
-    fn describe(&self, status: &Status) -> String {
-        let (id, node) = (self.link.id, &self.link.node);
-        format!("raft call to {id} {node}: {:?}: {}", status.code(), status.message())
+        Timeout { action, id: self.id, target: self.target, timeout }
     }
 
     /// Encodes a request, with fewer entries if all of them do not fit into a message.
@@ -205,6 +234,19 @@ impl Network {
             }
             request.entries.truncate(request.entries.len() / 2);
         }
+    }
+}
+
+/// What an error of the transport, or an answer that is an error, means to openraft.
+fn refused(link: &Link, lease: &Lease, status: &Status) -> RPCError<TypeConfig> {
+    let (id, node, code) = (link.id, &link.node, status.code());
+    let text = format!("raft call to {id} {node}: {code:?}: {}", status.message());
+    match code {
+        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal => {
+            link.broken(lease);
+            Unreachable::from_string(text).into()
+        }
+        _ => NetworkError::from_string(text).into(),
     }
 }
 

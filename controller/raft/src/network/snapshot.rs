@@ -10,7 +10,7 @@ use openraft::raft::SnapshotResponse;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::Network;
+use super::{Network, refused};
 use crate::codec;
 use crate::types::{Snapshot, TypeConfig, Vote};
 
@@ -49,7 +49,8 @@ impl Network {
         vote: Vote,
         snapshot: Snapshot,
     ) -> Result<SnapshotResponse<TypeConfig>, Failure> {
-        let lease = self.link.lease().await.map_err(Unreachable::from_string)?;
+        let link = self.link();
+        let lease = link.lease().await.map_err(Unreachable::from_string)?;
         let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
         let mut client = self.client(&lease);
         let mut call = pin!(client.install_snapshot(ReceiverStream::new(receiver)));
@@ -70,7 +71,7 @@ impl Network {
         match answer {
             Ok(answer) => codec::decode_envelope(&answer.into_inner().payload)
                 .map_err(|error| NetworkError::new(&error).into()),
-            Err(status) => Err(self.refused(&lease, &status).into()),
+            Err(status) => Err(refused(&link, &lease, &status).into()),
         }
     }
 

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
@@ -21,7 +20,6 @@ type Gates = Arc<Mutex<BTreeMap<u64, Gate>>>;
 pub struct Member {
     pub handle: RaftHandle,
     pub node: ControllerNode,
-    stop: Option<oneshot::Sender<()>>,
     server: JoinHandle<()>,
 }
 
@@ -76,15 +74,10 @@ impl Cluster {
             connect(SocketAddr::from(([127, 0, 0, 1], node.raft_port)), gates)
         };
         let handle = RaftHandle::start(config, connector).await.unwrap();
-        let (stop, stopped) = oneshot::channel::<()>();
         let service = handle.service().into_server();
         let server = tokio::spawn(async move {
             let incoming = TcpListenerStream::new(listener);
-            Server::builder()
-                .add_service(service)
-                .serve_with_incoming_shutdown(incoming, async { drop(stopped.await) })
-                .await
-                .unwrap();
+            Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
         });
         let node = ControllerNode {
             name: format!("host-{id}"),
@@ -92,7 +85,7 @@ impl Cluster {
             raft_port: port,
             ..ControllerNode::default()
         };
-        self.members.insert(id, Member { handle, node, stop: Some(stop), server });
+        self.members.insert(id, Member { handle, node, server });
     }
 
     /// Cuts a controller off from all the others, or lets it back.
@@ -103,12 +96,11 @@ impl Cluster {
     /// Ends a controller without a word to the others.
     pub async fn kill(&mut self, id: u64) -> ControllerNode {
         self.isolate(id, true);
-        let mut member = self.members.remove(&id).unwrap();
+        let member = self.members.remove(&id).unwrap();
         member.handle.shutdown().await.unwrap();
-        drop(member.stop.take());
         member.server.abort();
         // The port is free once the task is gone.
-        assert!(member.server.await.is_err_and(|error| error.is_cancelled()));
+        assert!(soon("the server's end", member.server).await.is_err());
         self.isolate(id, false);
         member.node
     }

@@ -205,7 +205,9 @@ async fn a_controller_that_moved_is_found_at_its_new_address() {
     let node = cluster.members[&3].node.clone();
     cluster[1].update_member(3, node.clone()).await.unwrap();
     cluster.applied(3, 0..5).await;
-    assert_eq!(cluster[3].status().voters[&3], node);
+    let mut status = cluster[3].watch_status();
+    let known = status.wait_for(|status| status.voters.get(&3) == Some(&node));
+    soon("the new address", known).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,16 +1,25 @@
 //! The wire: what a peer may send, and how large things travel.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
 use bellwether_proto::v1::raft_client::RaftClient;
 use bellwether_proto::v1::{RaftEnvelope, SnapshotChunk};
-use openraft::raft::{AppendEntriesRequest, SnapshotResponse, VoteRequest};
+use openraft::network::RPCOption;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest};
+use openraft::{RaftNetworkFactory, RaftNetworkV2};
 use tonic::Code;
 use tonic::transport::Channel;
 
 use super::cluster::Cluster;
+use super::gate::connect;
 use super::plain;
 use crate::codec::{encode_envelope, encode_snapshot};
-use crate::testing::{blank, has, log_id};
-use crate::types::{SnapshotMeta, TypeConfig, Vote};
+use crate::config::{Limits, Timers};
+use crate::network::NetworkFactory;
+use crate::testing::{blank, has, log_id, soon};
+use crate::types::{ControllerNode, SnapshotMeta, TypeConfig, Vote};
 
 /// A controller that belongs to no group yet, and a client of it.
 async fn lonely(tune: fn(&mut crate::RaftConfig)) -> (Cluster, RaftClient<Channel>) {
@@ -110,6 +119,33 @@ async fn a_bad_snapshot_is_refused_and_changes_nothing() {
     assert_eq!(cluster[1].view().last_applied, None);
 }
 
+/// A part of the entries is sent, and the answer says which part.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_that_exceed_a_message_are_sent_in_part() {
+    let (cluster, _) = lonely(plain).await;
+    let node = cluster.members[&1].node.clone();
+    let connector = |_: u64, node: ControllerNode| {
+        let address = SocketAddr::from(([127, 0, 0, 1], node.raft_port));
+        connect(address, Default::default())
+    };
+    let limits = Limits { message_bytes: 10_000, ..Limits::default() };
+    let mut factory = NetworkFactory::new(2, Arc::new(connector), Timers::default(), limits);
+    let mut network = factory.new_client(1, &node).await;
+    let request = AppendEntriesRequest::<TypeConfig> {
+        vote: Vote::new_committed(1, 2),
+        prev_log_id: None,
+        entries: (0..1000).map(|index| blank(1, index)).collect(),
+        leader_commit: None,
+    };
+    let option = RPCOption::new(Duration::from_secs(1));
+    let answer = network.append_entries(request, option).await.unwrap();
+    let AppendEntriesResponse::PartialSuccess(Some(last)) = answer else { panic!("{answer}") };
+    assert!(last.index < 999, "{last}");
+    let mut status = cluster[1].watch_status();
+    let reached = status.wait_for(|status| status.last_log == Some(last.index));
+    soon("the part", reached).await.unwrap();
+}
+
 /// Entries that do not fit into one message together arrive in several.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_entries_are_split_over_messages() {
@@ -117,10 +153,13 @@ async fn many_entries_are_split_over_messages() {
         config.limits.message_bytes = 70 << 10;
         config.limits.append_entries_max = 5000;
     };
-    let cluster = Cluster::of(2, small).await;
-    let together = (0..2000).map(|number| cluster[1].propose(crate::testing::command(number)));
+    let mut cluster = Cluster::of(3, small).await;
+    let node = cluster.kill(3).await;
+    let together = (0..2500).map(|number| cluster[1].propose(crate::testing::command(number)));
     for result in futures::future::join_all(together).await {
         result.unwrap();
     }
-    cluster.applied(2, 0..2000).await;
+    // All that it lacks is offered to it at once.
+    cluster.restart(3, &node).await;
+    cluster.applied(3, 0..2500).await;
 }

@@ -1,0 +1,5 @@
+//! Tests of the core against a model of nodes, storage and faults.
+
+mod model;
+mod random;
+mod scenarios;

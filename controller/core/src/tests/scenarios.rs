@@ -1,0 +1,200 @@
+//! What happens to one VM in the situations that an administrator knows.
+
+use bellwether_types::{FenceProof, NodeId};
+
+use super::model::{Fate, Model, Phase};
+use crate::command::Change;
+use crate::state::Desired;
+use crate::{Outcome, Place, RejectionKind, Step, TaskKind};
+
+fn running() -> (Model, bellwether_types::VmId, NodeId) {
+    let mut model = Model::new(3);
+    let vm = model.create("web");
+    model.begin(vm, TaskKind::Start);
+    model.settle(3);
+    let node = model.place(vm).runner().unwrap().node;
+    (model, vm, node)
+}
+
+/// Carries the VM's task to a step, all going well.
+fn until(model: &mut Model, vm: bellwether_types::VmId, step: &str) {
+    let task = model.state.vms[&vm].task.unwrap();
+    while model.state.tasks[&task].step.name() != step {
+        assert!(model.step(task, Fate::Done), "stuck at {:?}", model.state.tasks[&task].step);
+    }
+}
+
+#[test]
+fn a_migration_moves_the_vm_and_raises_its_epoch() {
+    let (mut model, vm, node) = running();
+    let epoch = model.state.vms[&vm].epoch;
+    model.begin(vm, TaskKind::Migrate);
+    model.settle(2);
+    let runner = model.place(vm).runner().unwrap().clone();
+    assert!(runner.node != node && runner.epoch > epoch);
+    assert_eq!(model.running(vm), [(runner.node, runner.epoch)]);
+}
+
+#[test]
+fn a_dead_node_is_proven_gone_by_the_lock() {
+    let (mut model, vm, node) = running();
+    model.power_off(node);
+    model.settle(12);
+    let runner = model.place(vm).runner().unwrap();
+    assert_ne!(runner.node, node);
+    let proof = model.state.vms[&vm].last_proof.clone().unwrap();
+    assert!(matches!(proof, FenceProof::Storage { holder, .. } if holder == runner.node));
+}
+
+#[test]
+fn a_silent_node_whose_vm_runs_keeps_it() {
+    let (mut model, vm, node) = running();
+    model.hosts.get_mut(&node).unwrap().agent = false;
+    model.settle(20);
+    assert!(matches!(model.place(vm), Place::Revoked(old) if old.node == node));
+    assert_eq!(model.running(vm).len(), 1, "it never stopped");
+    model.hosts.get_mut(&node).unwrap().agent = true;
+    model.settle(20);
+    assert_eq!(model.place(vm).runner().unwrap().node, node);
+    assert_eq!(model.running(vm).len(), 1);
+}
+
+#[test]
+fn a_rebooted_node_is_proof_by_itself() {
+    let (mut model, vm, node) = running();
+    model.power_off(node);
+    model.power_on(node);
+    model.settle(6);
+    assert_eq!(model.running(vm).len(), 1);
+    let proof = model.state.vms[&vm].last_proof.clone().unwrap();
+    assert!(matches!(proof, FenceProof::Rebooted { .. }), "{proof}");
+}
+
+#[test]
+fn the_source_takes_its_vm_back_when_the_destination_dies_after_the_seal() {
+    let (mut model, vm, node) = running();
+    model.begin(vm, TaskKind::Migrate);
+    until(&mut model, vm, "load");
+    assert!(matches!(model.place(vm), Place::Sealed { .. }));
+    let task = model.state.vms[&vm].task.unwrap();
+    let destination = model.state.tasks[&task].destination.unwrap();
+    model.power_off(destination);
+    model.settle(12);
+    let runner = model.place(vm).runner().unwrap();
+    assert_eq!(runner.node, node, "with its memory");
+    assert!(model.state.tasks[&task].outcome.clone().unwrap().is_err());
+    assert_eq!(model.running(vm).len(), 1);
+}
+
+#[test]
+fn when_both_ends_die_after_the_seal_any_node_claims_the_file() {
+    let (mut model, vm, node) = running();
+    model.begin(vm, TaskKind::Migrate);
+    until(&mut model, vm, "load");
+    let task = model.state.vms[&vm].task.unwrap();
+    let destination = model.state.tasks[&task].destination.unwrap();
+    model.power_off(node);
+    model.power_off(destination);
+    model.settle(40);
+    let runner = model.place(vm).runner().unwrap();
+    assert!(runner.node != node && runner.node != destination);
+    assert_eq!(model.running(vm).len(), 1);
+}
+
+#[test]
+fn a_lost_answer_to_the_seal_is_asked_for_again() {
+    let (mut model, vm, _) = running();
+    model.begin(vm, TaskKind::Migrate);
+    until(&mut model, vm, "seal");
+    let task = model.state.vms[&vm].task.unwrap();
+    model.step(task, Fate::AnswerLost);
+    assert!(matches!(model.state.tasks[&task].step, Step::Seal(_)));
+    model.settle(3);
+    assert_eq!(model.state.tasks[&task].outcome, Some(Ok(())));
+}
+
+#[test]
+fn a_late_result_of_an_earlier_step_changes_nothing() {
+    let (mut model, vm, _) = running();
+    model.begin(vm, TaskKind::Migrate);
+    until(&mut model, vm, "seal");
+    let task = model.state.vms[&vm].task.unwrap();
+    let before = model.state.clone();
+    let event = crate::StepEvent::Prepared;
+    assert_eq!(model.apply(Change::Advance { task, step_no: 1, event }), Outcome::Unchanged);
+    assert_eq!(model.state, before);
+}
+
+#[test]
+fn two_tasks_of_one_vm_exclude_each_other() {
+    let (mut model, vm, _) = running();
+    assert!(matches!(model.begin(vm, TaskKind::Migrate), Outcome::Task(_)));
+    let Outcome::Rejected(rejection) = model.begin(vm, TaskKind::Migrate) else { panic!() };
+    assert_eq!(rejection.kind, RejectionKind::Conflict);
+    assert!(rejection.text.contains("task"), "{rejection}");
+}
+
+#[test]
+fn save_and_restore_go_through_the_sealed_state() {
+    let (mut model, vm, _) = running();
+    model.begin(vm, TaskKind::Save);
+    model.settle(4);
+    assert_eq!(model.state.vms[&vm].desired, Desired::Saved);
+    assert!(model.running(vm).is_empty());
+    assert!(matches!(model.begin(vm, TaskKind::Stop), Outcome::Rejected(_)));
+    model.begin(vm, TaskKind::Restore);
+    model.settle(4);
+    assert_eq!(model.running(vm).len(), 1);
+}
+
+#[test]
+fn a_crashed_vmm_is_restarted() {
+    let (mut model, vm, node) = running();
+    let epoch = model.state.vms[&vm].epoch;
+    model.kill_vmm(node, vm, epoch);
+    model.settle(20);
+    assert_eq!(model.running(vm).len(), 1);
+    assert!(model.state.vms[&vm].epoch > epoch);
+}
+
+#[test]
+fn a_drained_node_becomes_empty_and_gets_nothing() {
+    let (mut model, vm, node) = running();
+    model.apply(Change::Cordon { node, cordoned: true });
+    model.settle(20);
+    assert_ne!(model.place(vm).runner().unwrap().node, node);
+    assert_eq!(model.state.nodes[&node].phase(0).as_str(), "maintenance");
+    let all_others: Vec<_> = model.hosts.keys().copied().filter(|other| *other != node).collect();
+    for other in all_others {
+        model.apply(Change::Cordon { node: other, cordoned: true });
+    }
+    model.settle(20);
+    assert_eq!(model.running(vm).len(), 1, "nowhere to go: it stays");
+}
+
+#[test]
+fn an_operators_word_is_a_proof_and_a_living_runner_still_wins_by_its_lock() {
+    let (mut model, vm, node) = running();
+    model.hosts.get_mut(&node).unwrap().connected = false;
+    model.settle(8);
+    assert_eq!(model.apply(Change::ConfirmDown { node, who: "kim".into() }), Outcome::Done);
+    model.settle(30);
+    assert_eq!(model.running(vm).len(), 1, "the lock of the living runner holds");
+    model.power_off(node);
+    model.settle(400);
+    assert_ne!(model.place(vm).runner().unwrap().node, node);
+    assert_eq!(model.running(vm).len(), 1);
+}
+
+#[test]
+fn delete_needs_a_stopped_vm_and_leaves_nothing() {
+    let (mut model, vm, _) = running();
+    assert!(matches!(model.begin(vm, TaskKind::Delete), Outcome::Rejected(_)));
+    model.begin(vm, TaskKind::Stop);
+    model.settle(4);
+    model.begin(vm, TaskKind::Delete);
+    model.settle(4);
+    assert!(model.state.vms.is_empty());
+    assert!(model.hosts.values().all(|host| host.vmms.is_empty()));
+    let _ = Phase::Running;
+}
