@@ -2,21 +2,30 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::future::BoxFuture;
 use openraft::ChangeMembers;
 use openraft::error::{ClientWriteError, RaftError};
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::MembershipError;
 use crate::handle::RaftHandle;
+use crate::machine::StateMachine;
 use crate::types::{ControllerNode, TypeConfig};
 
 type WriteError = RaftError<TypeConfig, ClientWriteError<TypeConfig>>;
+type Raft = openraft::Raft<TypeConfig, StateMachine>;
+/// One try of a change.
+type Change = BoxFuture<'static, Result<(), WriteError>>;
 
 impl RaftHandle {
     /// Adds a controller that receives the log and does not vote, and waits until it has nearly all
     /// of it. A controller that belongs to the group already stays what it is.
     pub async fn add_learner(&self, id: u64, node: ControllerNode) -> Result<(), MembershipError> {
-        self.bounded(async || self.raft.add_learner(id, node.clone(), true).await).await
+        let add = |raft: Raft| -> Change {
+            let node = node.clone();
+            Box::pin(async move { raft.add_learner(id, node, true).await.map(drop) })
+        };
+        self.bounded(add).await
     }
 
     /// Adds a controller that votes. It is a learner first, so that the quorum never waits for one
@@ -48,20 +57,22 @@ impl RaftHandle {
         &self,
         change: ChangeMembers<u64, ControllerNode>,
     ) -> Result<(), MembershipError> {
-        self.bounded(async || self.raft.change_membership(change.clone(), false).await).await
+        let apply = |raft: Raft| -> Change {
+            let change = change.clone();
+            Box::pin(async move { raft.change_membership(change, false).await.map(drop) })
+        };
+        self.bounded(apply).await
     }
 
     /// Tries a change, and again while this leader cannot write for a moment: each change says what
-    /// shall be, so a second try of one that came half way completes it.
-    async fn bounded<T>(
-        &self,
-        change: impl AsyncFn() -> Result<T, WriteError>,
-    ) -> Result<(), MembershipError> {
+    /// shall be, so a second try of one that came half way completes it. It is boxed, because the compiler cannot prove openraft's bare futures Send in a task
+    /// that the caller spawns.
+    async fn bounded(&self, change: impl Fn(Raft) -> Change) -> Result<(), MembershipError> {
         let waited = self.config.timers.admin_timeout;
         let deadline = Instant::now() + waited;
         let patience = deadline.min(Instant::now() + self.config.timers.election_timeout_max);
         loop {
-            let Ok(result) = timeout_at(deadline, change()).await else {
+            let Ok(result) = timeout_at(deadline, change(self.raft.clone())).await else {
                 let reason = format!("no commit after {waited:?}");
                 return Err(MembershipError::OutcomeUnknown { reason });
             };

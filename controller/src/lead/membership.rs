@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bellwether_core::Member;
+use bellwether_raft::RaftHandle;
 
 use crate::controller::Controller;
 use crate::serve::controller_node;
@@ -23,7 +24,7 @@ pub async fn keep(controller: Arc<Controller>) {
                 }
             }
             Some(member) => {
-                admit(&controller, &member).await;
+                admit(controller.raft.clone(), member).await;
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -36,10 +37,10 @@ fn missing(controller: &Controller) -> Option<Member> {
     state.controllers.values().find(|member| !status.voters.contains_key(&member.id)).cloned()
 }
 
-async fn admit(controller: &Controller, member: &Member) {
-    let node = controller_node(member);
+async fn admit(raft: RaftHandle, member: Member) {
+    let node = controller_node(&member);
     // A learner that is not up yet would hold up the wait, and with it every other newcomer.
-    match tokio::time::timeout(PAUSE * 10, controller.raft.add_voter(member.id, node)).await {
+    match tokio::time::timeout(PAUSE * 10, raft.add_voter(member.id, node)).await {
         Ok(Ok(())) => tracing::info!(node_id = member.id, name = member.name, "votes from now on"),
         Ok(Err(error)) => tracing::debug!(node_id = member.id, %error, "does not vote yet"),
         Err(_) => tracing::debug!(node_id = member.id, "does not vote yet: it is not up"),

@@ -25,6 +25,27 @@ fn impatient(config: &mut RaftConfig) {
     config.timers.propose_timeout = Duration::from_secs(3);
 }
 
+/// Handlers of the API run as tasks, so they may call only what can be sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_call_can_be_made_from_a_task() {
+    let cluster = Cluster::of(1, plain).await;
+    let (handle, node) = (cluster[1].clone(), cluster.members[&1].node.clone());
+    let work = tokio::spawn(async move {
+        handle.update_member(1, node.clone()).await.unwrap();
+        handle.add_voter(1, node.clone()).await.unwrap();
+        handle.propose(command(1)).await.unwrap();
+        handle.confirm_leadership().await.unwrap();
+        handle.transfer_leadership(1).await.unwrap();
+        assert!(handle.remove_member(9).await.is_ok());
+        assert!(handle.initialize_single(node).await.is_err());
+        handle.watch_status().wait_for(|status| status.is_leader()).await.unwrap();
+        handle.shutdown().await.unwrap();
+        assert!(!handle.stopped().await.is_empty());
+        assert!(matches!(handle.propose(command(2)).await, Err(ProposeError::Fatal(_))));
+    });
+    soon("the work", work).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_controller_commits_and_shows_what_it_acknowledged() {
     let cluster = Cluster::of(1, plain).await;

@@ -128,7 +128,7 @@ async fn entries_that_exceed_a_message_are_sent_in_part() {
         let address = SocketAddr::from(([127, 0, 0, 1], node.raft_port));
         connect(address, Default::default())
     };
-    let limits = Limits { message_bytes: 10_000, ..Limits::default() };
+    let limits = Limits { message_bytes: 7_000, ..Limits::default() };
     let mut factory = NetworkFactory::new(2, Arc::new(connector), Timers::default(), limits);
     let mut network = factory.new_client(1, &node).await;
     let request = AppendEntriesRequest::<TypeConfig> {

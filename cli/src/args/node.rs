@@ -1,0 +1,42 @@
+//! `bell node …`.
+
+use clap::{Args, Subcommand};
+
+#[derive(Subcommand, Debug)]
+pub enum NodeCommand {
+    /// List the nodes with what they have and what they run
+    #[command(after_help = "Example:\n  bell node list")]
+    List,
+    /// Show everything about one node
+    #[command(after_help = "Example:\n  bell node show n1")]
+    Show(NodeName),
+    /// Move all VMs away and place none there, for maintenance
+    #[command(after_help = "Example:\n  bell node drain n1")]
+    Drain(NodeName),
+    /// Let a drained node run VMs again
+    #[command(after_help = "Example:\n  bell node resume n1")]
+    Resume(NodeName),
+    /// Assert that an unknown node is switched off, so that its VMs may start elsewhere
+    ///
+    /// The cluster cannot check this assertion. If the node still runs, its VMs run twice and
+    /// destroy their disks.
+    #[command(
+        after_help = "Examples:\n  bell node confirm-down n1\n  bell node confirm-down n1 --confirm n1"
+    )]
+    ConfirmDown(ConfirmDown),
+}
+
+#[derive(Args, Debug)]
+pub struct NodeName {
+    /// Name or number
+    pub node: String,
+}
+
+#[derive(Args, Debug)]
+pub struct ConfirmDown {
+    /// Name or number
+    pub node: String,
+    /// The node's name once more, instead of typing it when asked
+    #[arg(long, value_name = "NAME")]
+    pub confirm: Option<String>,
+}

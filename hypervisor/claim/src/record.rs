@@ -1,0 +1,169 @@
+//! The claim file: two slots of 512 bytes, 4096 apart, so that a torn write can spoil only one.
+//!
+//! | offset in slot | size | field |
+//! |---|---|---|
+//! | 0 | 8 | magic `BWCLAIM1` |
+//! | 8 | 8 | serial: of two valid slots the higher one counts |
+//! | 16 | 16 | VM id |
+//! | 32 | 8 | epoch |
+//! | 40 | 8 | node |
+//! | 48 | 16 | boot id |
+//! | 64 | 8 | nonce |
+//! | 72 | 8 | 1 if anybody has claimed the VM yet, else 0 |
+//! | 80 | 424 | zero |
+//! | 504 | 8 | XXH3-64 over the 504 bytes before |
+//!
+//! A record goes into the slot that does not count, and is durable before it is relied upon. The
+//! other slot keeps the record before it: an older epoch is forgotten only after a newer one is
+//! safe. A file appears under its name only when both slots are written; so a file in which no
+//! slot is valid is damaged, not new.
+
+use std::fmt;
+
+use bellwether_types::{BootId, Epoch, NodeId, VmId};
+use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64;
+
+pub(crate) const SLOT: usize = 512;
+/// Slots lie on different blocks of the storage.
+pub(crate) const SLOT_OFFSETS: [u64; 2] = [0, 4096];
+pub(crate) const FILE_LENGTH: usize = 4096 + SLOT;
+
+const MAGIC: [u8; 8] = *b"BWCLAIM1";
+const FIELDS: usize = 80;
+const CHECKSUM_AT: usize = SLOT - 8;
+
+/// Who claims a VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ClaimRecord {
+    pub vm_id: VmId,
+    /// The epoch of the start command.
+    pub epoch: Epoch,
+    pub node: NodeId,
+    /// The boot of the node.
+    pub boot_id: BootId,
+    /// Names the start command, so that two of one epoch cannot both succeed.
+    pub nonce: u64,
+}
+
+impl fmt::Display for ClaimRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vm_id, epoch, node, boot_id, nonce } = self;
+        write!(f, "VM {vm_id} epoch {epoch} on node {node} (boot {boot_id}, nonce {nonce:#x})")
+    }
+}
+
+/// What is in a slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Slot {
+    pub(crate) serial: u64,
+    /// False in a file that has been made but in which no claim was ever granted.
+    pub(crate) claimed: bool,
+    pub(crate) record: ClaimRecord,
+}
+
+impl Slot {
+    pub(crate) fn encode(&self) -> [u8; SLOT] {
+        let r = &self.record;
+        let (vm_id, boot_id) = (r.vm_id.uuid(), r.boot_id.uuid());
+        let fields: [&[u8]; 8] = [
+            &MAGIC,
+            &self.serial.to_le_bytes(),
+            vm_id.as_bytes(),
+            &r.epoch.0.to_le_bytes(),
+            &r.node.0.to_le_bytes(),
+            boot_id.as_bytes(),
+            &r.nonce.to_le_bytes(),
+            &u64::from(self.claimed).to_le_bytes(),
+        ];
+        let mut slot = [0; SLOT];
+        slot[..FIELDS].copy_from_slice(&fields.concat());
+        let checksum = xxh3_64(&slot[..CHECKSUM_AT]);
+        slot[CHECKSUM_AT..].copy_from_slice(&checksum.to_le_bytes());
+        slot
+    }
+
+    /// The slot, if it is whole. Never panics.
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let covered = bytes.get(..CHECKSUM_AT)?;
+        if covered.get(..8)? != MAGIC || word(bytes, CHECKSUM_AT)? != xxh3_64(covered) {
+            return None;
+        }
+        Some(Self {
+            serial: word(covered, 8)?,
+            claimed: word(covered, 72)? != 0,
+            record: ClaimRecord {
+                vm_id: VmId::from_uuid(uuid_at(covered, 16)?),
+                epoch: Epoch(word(covered, 32)?),
+                node: NodeId(word(covered, 40)?),
+                boot_id: BootId::from_uuid(uuid_at(covered, 48)?),
+                nonce: word(covered, 64)?,
+            },
+        })
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+fn uuid_at(bytes: &[u8], at: usize) -> Option<Uuid> {
+    Uuid::from_slice(bytes.get(at..at + 16)?).ok()
+}
+
+/// The slot that counts, and its index; `None` if neither is whole.
+pub(crate) fn current(file: &[u8]) -> Option<(Slot, usize)> {
+    let slot = |index: usize| {
+        let start = SLOT_OFFSETS[index] as usize;
+        Some((Slot::decode(file.get(start..start + SLOT)?)?, index))
+    };
+    [slot(0), slot(1)].into_iter().flatten().max_by_key(|(slot, _)| slot.serial)
+}
+
+/// The bytes of a file in which nobody has claimed anything yet.
+pub(crate) fn unclaimed_file(record: &ClaimRecord) -> Vec<u8> {
+    let record = ClaimRecord { epoch: Epoch(0), node: NodeId(0), nonce: 0, ..*record };
+    let mut file = vec![0; FILE_LENGTH];
+    for (serial, offset) in SLOT_OFFSETS.into_iter().enumerate() {
+        let slot = Slot { serial: serial as u64 + 1, claimed: false, record };
+        file[offset as usize..offset as usize + SLOT].copy_from_slice(&slot.encode());
+    }
+    file
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(epoch: u64) -> ClaimRecord {
+        ClaimRecord {
+            vm_id: VmId::from_uuid(Uuid::from_u128(5)),
+            epoch: Epoch(epoch),
+            node: NodeId(2),
+            boot_id: BootId::from_uuid(Uuid::from_u128(6)),
+            nonce: 77,
+        }
+    }
+
+    #[test]
+    fn the_newer_slot_counts_and_a_torn_one_gives_way() {
+        let mut file = unclaimed_file(&record(9));
+        let (fresh, index) = current(&file).unwrap();
+        assert_eq!((fresh.claimed, fresh.record.epoch, index), (false, Epoch(0), 1));
+        let newer = Slot { serial: 3, claimed: true, record: record(9) };
+        file[..SLOT].copy_from_slice(&newer.encode());
+        assert_eq!(current(&file), Some((newer, 0)));
+        for torn in 0..SLOT {
+            let mut file = file.clone();
+            file[torn] ^= 0x10;
+            assert_eq!(current(&file), Some((fresh, 1)), "byte {torn}");
+        }
+    }
+
+    #[test]
+    fn anything_else_is_not_a_claim_file() {
+        assert_eq!(current(b""), None);
+        assert_eq!(current(&[0; FILE_LENGTH]), None);
+        assert_eq!(current(&unclaimed_file(&record(1))[..100]), None);
+    }
+}

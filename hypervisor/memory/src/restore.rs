@@ -1,0 +1,255 @@
+//! Restoring guest memory on demand: the VM starts at once, its pages come when they are touched.
+//!
+//! ```text
+//!   start ----> loading ----> complete    unregistered, memory like any other
+//!                  |
+//!                  +--------> failed      a chunk cannot be read, or its checksum is wrong
+//! ```
+//!
+//! - **Fault threads** answer whoever waits for a page: read its chunk (256 KiB), check it, and only
+//!   then hand out its pages. A page that is not in the file is zero, without any reading.
+//! - **Fill threads** load the rest in order, 1 MiB at a time, and stand back while a fault is served.
+//! - Faults of vCPUs in KVM, of device threads and of system calls on guest memory are all served
+//!   alike, because all go through the one mapping.
+//!
+//! **After a failure** the damaged chunk stays missing for ever: whoever touches it blocks. It never
+//! reads zeros or wrong data. All other chunks are still served when touched, so that the VMM can
+//! stop its other threads and report. There is no way to unblock a thread that waits for a damaged
+//! page but to end the process (`SIGKILL` reaches it); the VMM must not close the userfaultfd, which
+//! would let the thread read zeros. That is why dropping a [`LazyRestore`] closes nothing: the load
+//! goes on, its threads keep the descriptor and the memory.
+//!
+//! **Until it is complete** guest memory must not be saved ([`crate::save_memory`] refuses), and no
+//! page may be given back to the host (balloon, `MADV_REMOVE`): its user would wait for ever.
+//!
+//! Without userfaultfd the whole memory is read and checked before [`LazyRestore::start`] returns.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use bellwether_statefile::{ChunkFailure, StateFile};
+
+use crate::faults;
+use crate::loader::{self, Loader, Sink};
+use crate::ram::GuestRam;
+use crate::userfault::Userfaultfd;
+
+/// Where the userfaultfd comes from.
+#[derive(Debug, Default)]
+pub enum UserfaultSource {
+    /// Open it now; without it, load everything before the start.
+    #[default]
+    Open,
+    /// It was opened before, say before a jail was entered.
+    Given(Userfaultfd),
+    /// Load everything before the start.
+    Never,
+}
+
+/// What a load reports, once. `Failed` means that the VM must stop and must not go on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LazyEvent {
+    Complete,
+    Failed { chunk: Option<u64>, error: String },
+}
+
+/// Who hears the event; called on a thread of the load. It must not block.
+pub type EventSink = Box<dyn Fn(LazyEvent) + Send + Sync>;
+
+/// How to load.
+pub struct LazyOptions {
+    /// Threads that answer faults, at least one: more hide the latency of the storage when several
+    /// vCPUs wait.
+    pub fault_threads: usize,
+    /// Threads that load the rest, at least one.
+    pub fill_threads: usize,
+    /// The most that the fill threads read a second together; faults are not held back.
+    pub fill_bytes_per_s_max: Option<u64>,
+    pub userfaultfd: UserfaultSource,
+    pub on_event: Option<EventSink>,
+}
+
+impl Default for LazyOptions {
+    fn default() -> Self {
+        Self {
+            fault_threads: 2,
+            fill_threads: 2,
+            fill_bytes_per_s_max: None,
+            userfaultfd: UserfaultSource::default(),
+            on_event: None,
+        }
+    }
+}
+
+/// How the memory comes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RestoreMode {
+    /// Pages come when they are touched; the rest follows in the background.
+    OnDemand,
+    /// All was loaded before the start, because userfaultfd is not to be had.
+    Eager { reason: String },
+}
+
+/// Where a load stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LoadPhase {
+    Loading,
+    Complete,
+    Failed,
+}
+
+/// How far a load has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Progress {
+    pub phase: LoadPhase,
+    pub loaded_bytes: u64,
+    /// The pages that are in the file; zero pages do not count.
+    pub total_bytes: u64,
+    /// Faults that read a chunk.
+    pub faults_loaded: u64,
+    /// Faults on pages that are zero.
+    pub faults_zero: u64,
+    /// The longest time from a fault's message to its page.
+    pub fault_micros_max: u64,
+}
+
+/// Why memory could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    Chunk(#[from] ChunkFailure),
+    #[error("memory chunk {chunk}: handing its pages to the guest: {source}")]
+    Place { chunk: u64, source: io::Error },
+    #[error("{operation}: {source}")]
+    Userfault { operation: &'static str, source: io::Error },
+}
+
+impl LoadError {
+    /// The chunk, if it is about one.
+    pub fn chunk(&self) -> Option<u64> {
+        match self {
+            Self::Chunk(failure) => Some(failure.chunk),
+            Self::Place { chunk, .. } => Some(*chunk),
+            Self::Userfault { .. } => None,
+        }
+    }
+}
+
+/// A restore of guest memory could not be started, or has failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error("restore of guest memory from {path}: the file has other memory regions than the VM")]
+    OtherMemory { path: String },
+    #[error("restore of guest memory from {path}: this memory was restored into before")]
+    NotFresh { path: String },
+    #[error("restore of guest memory: {operation}: {source}")]
+    Setup { operation: &'static str, source: Arc<io::Error> },
+    #[error("restore of guest memory: {0}; the VM must not go on")]
+    Load(Arc<LoadError>),
+}
+
+/// A load under way. Dropping it detaches: the load goes on.
+pub struct LazyRestore {
+    loader: Arc<Loader>,
+    mode: RestoreMode,
+}
+
+impl LazyRestore {
+    /// Starts to load the memory of a file into fresh guest memory with the same regions. The VM
+    /// may run and devices may use the memory as soon as this returns.
+    ///
+    /// On an error nothing may use the memory: drop it.
+    pub fn start(
+        ram: Arc<GuestRam>,
+        file: StateFile,
+        options: LazyOptions,
+    ) -> Result<Self, RestoreError> {
+        let path = || file.path().display().to_string();
+        if file.header().regions != ram.regions() {
+            return Err(RestoreError::OtherMemory { path: path() });
+        }
+        if !ram.begin_loading() {
+            return Err(RestoreError::NotFresh { path: path() });
+        }
+        let LazyOptions {
+            fault_threads,
+            fill_threads,
+            fill_bytes_per_s_max,
+            userfaultfd,
+            on_event,
+        } = options;
+        let (sink, mode) = choose_sink(&ram, userfaultfd);
+        let loader = Loader::new(ram, file, sink, fill_bytes_per_s_max, on_event)
+            .map_err(|source| setup("making an eventfd", source))?;
+        let loader = Arc::new(loader);
+        let this = Self { loader, mode };
+        match &this.mode {
+            RestoreMode::OnDemand => this.spawn(fault_threads.max(1), fill_threads.max(1))?,
+            RestoreMode::Eager { reason } => {
+                tracing::warn!(%reason, "guest memory is loaded before the start");
+                loader::fill_all(&this.loader, fill_threads.max(1));
+                this.wait_done()?;
+            }
+        }
+        Ok(this)
+    }
+
+    /// Whether pages come on demand or have all come.
+    pub fn mode(&self) -> &RestoreMode {
+        &self.mode
+    }
+
+    pub fn progress(&self) -> Progress {
+        self.loader.progress()
+    }
+
+    /// Waits until all is loaded, or until it has failed.
+    pub fn wait_done(&self) -> Result<(), RestoreError> {
+        self.loader.wait_done(None).unwrap_or(Ok(()))
+    }
+
+    /// The same for at most this long; `None` if it is still loading then.
+    pub fn wait_done_for(&self, longest: Duration) -> Option<Result<(), RestoreError>> {
+        self.loader.wait_done(Some(longest))
+    }
+
+    fn spawn(&self, fault_threads: usize, fill_threads: usize) -> Result<(), RestoreError> {
+        for index in 0..fault_threads {
+            let loader = Arc::clone(&self.loader);
+            spawn(format!("ram-fault-{index}"), move || faults::serve(&loader))?;
+        }
+        let loader = Arc::clone(&self.loader);
+        spawn("ram-fill".to_owned(), move || loader::fill_all(&loader, fill_threads))
+    }
+}
+
+fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<(), RestoreError> {
+    let outcome = thread::Builder::new().name(name).spawn(work);
+    outcome.map(drop).map_err(|source| setup("starting a thread", source))
+}
+
+fn setup(operation: &'static str, source: io::Error) -> RestoreError {
+    RestoreError::Setup { operation, source: Arc::new(source) }
+}
+
+/// Registers all memory with a userfaultfd, or says why it has to go without.
+fn choose_sink(ram: &GuestRam, source: UserfaultSource) -> (Sink, RestoreMode) {
+    let userfaultfd = match source {
+        UserfaultSource::Open => Userfaultfd::open().map_err(|e| format!("userfaultfd: {e}")),
+        UserfaultSource::Given(userfaultfd) => Ok(userfaultfd),
+        UserfaultSource::Never => Err("asked for".to_owned()),
+    };
+    let registered = userfaultfd.and_then(|userfaultfd| {
+        let register =
+            |r: &crate::ram::MappedRegion| userfaultfd.register(r.host, r.guest.length as usize);
+        let outcome = ram.mapped().iter().try_for_each(register);
+        // Dropping the descriptor takes back what was registered; nothing was touched yet.
+        outcome.map(|()| userfaultfd).map_err(|e| format!("userfaultfd registration: {e}"))
+    });
+    match registered {
+        Ok(userfaultfd) => (Sink::Userfault(userfaultfd), RestoreMode::OnDemand),
+        Err(reason) => (Sink::Mapping, RestoreMode::Eager { reason }),
+    }
+}

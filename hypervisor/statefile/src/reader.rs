@@ -1,0 +1,252 @@
+//! Opening a state file and reading it, with every byte checked before it is given out.
+
+use std::fs::File;
+use std::path::Path;
+
+use bellwether_types::{Epoch, VmId};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::chunk::{self, CHUNK_PAGES, CHUNK_SIZE, ChunkEntry, PAGE_SIZE};
+use crate::error::{FormatError, StateFileError, invalid, io_error};
+use crate::header::{HEADER_AREA, Header, SLOT, TableRef};
+use crate::io::{AlignedBuf, DirectFile};
+use crate::layout::Layout;
+use crate::section::{self, Section, Sections};
+use crate::writer::{GAP_PAGES_MAX, GROUP_CHUNKS};
+
+/// Which file is wanted. All of it comes from replicated state, or from [`StateFile::inspect`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Expect {
+    pub vm_id: VmId,
+    /// The epoch of the runner that sealed it.
+    pub epoch: Epoch,
+    /// The generation, where it is known; the hash settles it in any case.
+    pub generation: Option<u64>,
+    /// Blake3 of the sealed header.
+    pub hash: [u8; 32],
+}
+
+/// What a header alone tells of a file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Inspection {
+    pub header: Header,
+    /// Blake3 of the header slot that counts.
+    pub hash: [u8; 32],
+}
+
+/// A chunk that could not be given out.
+#[derive(Debug, thiserror::Error)]
+#[error("chunk {chunk}: {error}")]
+pub struct ChunkFailure {
+    pub chunk: u64,
+    #[source]
+    pub error: StateFileError,
+}
+
+/// A sealed state file, open for reading, with its header, tables and sections checked.
+#[derive(Debug)]
+pub struct StateFile {
+    file: DirectFile,
+    header: Header,
+    layout: Layout,
+    chunks: Vec<ChunkEntry>,
+    sections: Vec<Section>,
+}
+
+impl StateFile {
+    /// Reads only the header: for people and tools, and to learn what to expect of a file that one
+    /// trusts for another reason.
+    pub fn inspect(path: &Path) -> Result<Inspection, StateFileError> {
+        read_header(&open(path)?).map(|(inspection, _)| inspection)
+    }
+
+    /// Opens a file and checks everything but the memory, whose chunks are checked as they are read.
+    pub fn open(path: &Path, expect: &Expect) -> Result<Self, StateFileError> {
+        let file = open(path)?;
+        let (Inspection { header, hash }, length) = read_header(&file)?;
+        check_identity(&header, length, &hash, expect).map_err(invalid(path))?;
+        let layout =
+            Layout::new(&header.regions).map_err(FormatError::from).map_err(invalid(path))?;
+        let bytes = read_table(&file, &header.chunk_table, "chunk")?;
+        let chunks = chunk::decode_table(&bytes);
+        check_chunks(&layout, &chunks).map_err(invalid(path))?;
+        let sections = read_sections(&file, &header)?;
+        Ok(Self { file, header, layout, chunks, sections })
+    }
+
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The device sections. They are there once; a second call finds none.
+    pub fn take_sections(&mut self) -> Sections {
+        Sections::new(self.file.path(), std::mem::take(&mut self.sections))
+    }
+
+    /// Reads through the page cache from now on.
+    pub fn refuse_direct(&self) {
+        self.file.refuse_direct();
+    }
+
+    /// Which pages of a chunk are in the file; `None` for an index that does not exist.
+    pub fn chunk(&self, chunk: u64) -> Option<ChunkEntry> {
+        self.chunks.get(usize::try_from(chunk).ok()?).copied()
+    }
+
+    /// Reads up to [`GROUP_CHUNKS`] chunks in a row of one region to the start of `buffer`, and
+    /// checks each. Only the present pages of the chunks hold data afterwards; the rest of the
+    /// buffer is undefined.
+    pub fn read_group(
+        &self,
+        first: u64,
+        count: u64,
+        buffer: &mut AlignedBuf,
+    ) -> Result<(), ChunkFailure> {
+        let failure = |chunk, error| ChunkFailure { chunk, error };
+        let start = self.check_group(first, count, buffer)?;
+        let mut presents = [0; GROUP_CHUNKS as usize];
+        for (chunk, present) in (first..first + count).zip(&mut presents) {
+            *present = self.chunks[chunk as usize].present;
+        }
+        let buffer = buffer.as_mut_slice();
+        for (page, pages) in chunk::extents(&presents, GAP_PAGES_MAX) {
+            let from = page * PAGE_SIZE as usize;
+            let bytes = &mut buffer[from..from + pages * PAGE_SIZE as usize];
+            self.file
+                .read_exact_at("reading memory", bytes, start + from as u64)
+                .map_err(|error| failure(first + page as u64 / CHUNK_PAGES, error))?;
+        }
+        for (chunk, bytes) in (first..first + count).zip(buffer.chunks(CHUNK_SIZE as usize)) {
+            let entry = self.chunks[chunk as usize];
+            if chunk::checksum(chunk, entry.present, bytes) != entry.checksum {
+                let problem = FormatError::ChunkDamaged { chunk };
+                return Err(failure(chunk, invalid(self.path())(problem)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The file offset of a group that exists, lies in one region and fits into the buffer.
+    fn check_group(
+        &self,
+        first: u64,
+        count: u64,
+        buffer: &AlignedBuf,
+    ) -> Result<u64, ChunkFailure> {
+        let last = first.saturating_add(count).saturating_sub(1);
+        let fits = (1..=GROUP_CHUNKS).contains(&count)
+            && (count * CHUNK_SIZE) as usize <= buffer.as_slice().len();
+        match (self.layout.place(first), self.layout.place(last)) {
+            (Some(start), Some(end)) if fits && start.region == end.region => Ok(start.file_offset),
+            _ => {
+                let count = self.layout.chunk_count();
+                let problem = FormatError::NoSuchChunk { chunk: last, count };
+                Err(ChunkFailure { chunk: last, error: invalid(self.path())(problem) })
+            }
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<DirectFile, StateFileError> {
+    let file = File::open(path).map_err(io_error("opening", path))?;
+    Ok(DirectFile::new(path, file, false))
+}
+
+/// Reads and decodes the header slots; also gives the length of the file.
+fn read_header(file: &DirectFile) -> Result<(Inspection, u64), StateFileError> {
+    let path = file.path();
+    let metadata = file.buffered().metadata().map_err(io_error("examination", path))?;
+    let length = metadata.len();
+    let mut area = vec![0; length.min(HEADER_AREA) as usize];
+    file.read_exact_at("reading the header", &mut area, 0)?;
+    let (header, at) = Header::decode(&area).map_err(invalid(path))?;
+    let hash = blake3::hash(area.get(at..at + SLOT).unwrap_or(&[])).into();
+    Ok((Inspection { header, hash }, length))
+}
+
+/// Compares a header with the file that is wanted, the most telling mistake first.
+fn check_identity(
+    header: &Header,
+    length: u64,
+    hash: &[u8; 32],
+    expect: &Expect,
+) -> Result<(), FormatError> {
+    let found = header.identity;
+    if found.vm_id != expect.vm_id {
+        let (found, expected) = (found.vm_id.to_string(), expect.vm_id.to_string());
+        return Err(FormatError::OtherVm { found, expected });
+    }
+    let generation_differs = expect.generation.is_some_and(|wanted| wanted != found.generation);
+    if found.epoch != expect.epoch || generation_differs {
+        let generation = expect.generation.map_or("any".to_owned(), |wanted| wanted.to_string());
+        return Err(FormatError::OtherGeneration {
+            found_epoch: found.epoch.0,
+            found_generation: found.generation,
+            wanted: format!("epoch {} generation {generation}", expect.epoch),
+        });
+    }
+    if !header.sealed {
+        return Err(FormatError::NotSealed);
+    }
+    if length != header.file_length {
+        return Err(FormatError::WrongLength { found: length, expected: header.file_length });
+    }
+    if hash != &expect.hash {
+        let text = |hash: [u8; 32]| blake3::Hash::from(hash).to_hex().to_string();
+        return Err(FormatError::OtherHash { found: text(*hash), expected: text(expect.hash) });
+    }
+    Ok(())
+}
+
+fn read_table(
+    file: &DirectFile,
+    table: &TableRef,
+    name: &'static str,
+) -> Result<Vec<u8>, StateFileError> {
+    let mut bytes = vec![0; table.length as usize];
+    file.read_exact_at("reading a table", &mut bytes, table.offset)?;
+    if xxh3_64(&bytes) != table.checksum {
+        return Err(invalid(file.path())(FormatError::TableDamaged { table: name }));
+    }
+    Ok(bytes)
+}
+
+/// A right checksum does not make a table right: the pages must exist.
+fn check_chunks(layout: &Layout, chunks: &[ChunkEntry]) -> Result<(), FormatError> {
+    let inconsistent = FormatError::Inconsistent { what: "chunk table" };
+    if chunks.len() as u64 != layout.chunk_count() {
+        return Err(inconsistent);
+    }
+    for chunk in layout.last_chunks() {
+        let full = layout.place(chunk).map_or(0, |place| place.full_bitmap());
+        if chunks.get(chunk as usize).is_none_or(|entry| entry.present & !full != 0) {
+            return Err(inconsistent);
+        }
+    }
+    Ok(())
+}
+
+fn read_sections(file: &DirectFile, header: &Header) -> Result<Vec<Section>, StateFileError> {
+    if header.section_table.length > section::TABLE_MAX {
+        let problem = FormatError::Inconsistent { what: "section table is too long" };
+        return Err(invalid(file.path())(problem));
+    }
+    let table = read_table(file, &header.section_table, "section")?;
+    let records = section::decode_table(header, &table).map_err(invalid(file.path()))?;
+    let mut sections = Vec::with_capacity(records.len());
+    for record in records {
+        let mut bytes = vec![0; record.length as usize];
+        file.read_exact_at("reading a section", &mut bytes, record.offset)?;
+        record.check(&bytes).map_err(invalid(file.path()))?;
+        sections.push(Section { kind: record.name, version: record.version, bytes });
+    }
+    Ok(sections)
+}
