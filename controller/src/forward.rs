@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bellwether_member::not_started;
 use bellwether_pki::{ConnectInfo, Identity, Role};
 use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response};
@@ -117,9 +118,9 @@ async fn route(controller: &Controller, forwarded: bool) -> Result<Route, Status
         Ok(Ok(status)) => status,
         Ok(Err(stopped)) => return Err(Status::unavailable(stopped.to_string())),
         Err(_) => {
-            return Err(Status::unavailable(
+            return Err(not_started(
                 "the controllers have no leader: most of them are down or cannot reach each other; \
-                 nothing was done. VMs go on",
+                 VMs go on",
             ));
         }
     };
@@ -129,7 +130,7 @@ async fn route(controller: &Controller, forwarded: bool) -> Result<Route, Status
             let channel = controller.links.api(id, &node).map_err(Status::unavailable)?;
             Ok(Route::To(channel))
         }
-        _ => Err(Status::unavailable("the leader has just changed; nothing was done, ask again")),
+        _ => Err(not_started("the leader has just changed")),
     }
 }
 
@@ -151,7 +152,7 @@ async fn pass_on(mut channel: Channel, mut request: Request<Body>) -> Response<B
 fn unreachable_leader(error: &tonic::transport::Error) -> Status {
     let mut causes = std::iter::successors(Some(error as &dyn std::error::Error), |e| e.source());
     match causes.any(|cause| cause.is::<tonic::ConnectError>()) {
-        true => Status::unavailable("the leader cannot be reached; nothing was done, ask again"),
+        true => not_started("the leader cannot be reached"),
         false => Status::unknown("the connection to the leader broke: the outcome is unknown"),
     }
 }

@@ -1,6 +1,7 @@
 //! `bellwether-controller`: joins a cluster as a controller, and runs one.
 #![forbid(unsafe_code)]
 
+use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -65,7 +66,12 @@ async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let color = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(color)
+        .with_writer(std::io::stderr)
+        .init();
     match cli.command {
         Verb::Run { data_dir } => bellwether_controller::run(&data_dir).await,
         Verb::Join(args) => join(args).await,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use bellwether_core::command::Change;
 use bellwether_core::{Member, Ports};
-use bellwether_member::{MemberConfig, MemberRole};
+use bellwether_member::{MemberConfig, MemberRole, open_member};
 use bellwether_pki::{
     API_PORT_ROLES, IdentityFiles, RAFT_PORT_ROLES, ServeLimits, ServerTls, join_server_config,
     serve_tls, server_config,
@@ -25,14 +25,13 @@ use crate::{api, lead};
 
 /// Runs a controller until it is told to stop or cannot go on.
 pub async fn run(data_dir: &Path) -> anyhow::Result<()> {
-    let member = MemberConfig::load(data_dir)?;
+    let (member, files) = open_member(data_dir)?;
     anyhow::ensure!(
         member.role == MemberRole::Controller,
         "{} is the data directory of an agent; start it with bellwether-agent",
         data_dir.display()
     );
     let config = ControllerConfig::load(data_dir)?;
-    let files = IdentityFiles::load(data_dir)?;
     let ports = Listeners::bind(&member).await?;
     let raft = start_raft(data_dir, &member, &config, &files).await?;
     let links = Links::new(&files)?;

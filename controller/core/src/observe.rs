@@ -36,7 +36,9 @@ pub struct Observed {
 pub enum Seen {
     /// It runs the guest, or holds it paused.
     Alive,
-    /// It is there, and no guest runs in it: it ended, or never began.
+    /// It is there, and its guest has not begun, or stands sealed.
+    Waiting,
+    /// It has ended.
     Ended,
     /// The node has reported and did not name it.
     Absent,
@@ -54,8 +56,7 @@ impl Observed {
     pub fn vm(&self, vm: VmId, node: NodeId, boot: BootId, epoch: Epoch) -> Seen {
         match self.nodes.get(&node) {
             Some(report) if report.boot_id == boot => match self.report(node, vm, epoch) {
-                Some(seen) if is_alive(seen.state) => Seen::Alive,
-                Some(_) => Seen::Ended,
+                Some(seen) => life(seen.state),
                 None => Seen::Absent,
             },
             _ => Seen::NoReport,
@@ -63,6 +64,10 @@ impl Observed {
     }
 }
 
-fn is_alive(state: VmState) -> bool {
-    matches!(state, VmState::Running | VmState::Paused | VmState::Saving)
+fn life(state: VmState) -> Seen {
+    match state {
+        VmState::Running | VmState::Paused | VmState::Saving | VmState::Stopping => Seen::Alive,
+        VmState::Starting | VmState::Restoring | VmState::Saved | VmState::Unknown => Seen::Waiting,
+        VmState::Stopped | VmState::Failed => Seen::Ended,
+    }
 }

@@ -16,8 +16,8 @@ use crate::task::{Step, TaskKind, TaskRequest};
 /// The name under which the cluster itself asks for tasks.
 pub const BY_CLUSTER: &str = "cluster";
 
-/// How long a report may take to catch up with a commit, milliseconds: a VM is taken for absent
-/// only if a report that came in this long after its last change does not name it.
+/// How long a report may take to catch up with a commit, milliseconds: a VM is taken for gone only
+/// if a report that came in this long after its last change does not show it alive.
 const REPORT_LAG_MS: u64 = 2_000;
 
 /// The commands that follow from what is wanted and what is seen. `leading_since` is when this
@@ -93,7 +93,8 @@ fn is_lost(state: &State, runner: &Runner) -> bool {
 fn ended(observed: &Observed, vm: &Vm, runner: &Runner) -> bool {
     match observed.vm(vm.id, runner.node, runner.boot_id, runner.epoch) {
         Seen::Ended => true,
-        Seen::Absent => observed
+        // A report can be older than the commit that made this runner.
+        Seen::Absent | Seen::Waiting => observed
             .nodes
             .get(&runner.node)
             .is_some_and(|report| report.heard_at > vm.changed_at + REPORT_LAG_MS),

@@ -140,7 +140,7 @@ fn prove(state: &State, observed: &Observed, vm: VmId, old: &Runner) -> Option<A
         Liveness::Fenced { proof } => Some(Action::Advance(StepEvent::Proven(proof.clone()))),
         Liveness::Online => match observed.vm(vm, old.node, old.boot_id, old.epoch) {
             Seen::Alive => Some(Action::Advance(StepEvent::Reinstated)),
-            Seen::Ended | Seen::Absent => {
+            Seen::Waiting | Seen::Ended | Seen::Absent => {
                 Some(Action::Release(Attempt { node: old.node, epoch: old.epoch }))
             }
             // It has registered and has not reported this VM yet: its next report will tell.

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use openraft::error::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::error::{
+    ChangeMembershipError, ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError,
+    RaftError,
+};
 use thiserror::Error;
 
 use crate::codec::CodecError;
@@ -76,6 +79,9 @@ pub enum ConfirmError {
 pub enum MembershipError {
     #[error("change the membership: this controller does not lead{}", hint(.leader))]
     NotLeader { leader: LeaderHint },
+    /// Another change has not ended yet; nothing was written.
+    #[error("change the membership: {0}")]
+    Busy(String),
     #[error("change the membership: {0}")]
     Rejected(String),
     #[error("change the membership: the outcome is unknown: {reason}")]
@@ -137,6 +143,10 @@ impl From<RaftError<TypeConfig, ClientWriteError<TypeConfig>>> for MembershipErr
             RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => Self::OutcomeUnknown {
                 reason: "the leadership was lost before the change was committed".into(),
             },
+            RaftError::APIError(ClientWriteError::ChangeMembershipError(
+                busy @ (ChangeMembershipError::InProgress(_)
+                | ChangeMembershipError::UncommittedLeaderLog(_)),
+            )) => Self::Busy(busy.to_string()),
             RaftError::APIError(other) => Self::Rejected(other.to_string()),
             RaftError::Fatal(fatal) => Self::Fatal(fatal_text(&fatal)),
         }

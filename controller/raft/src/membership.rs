@@ -64,8 +64,11 @@ impl RaftHandle {
         self.bounded(apply).await
     }
 
-    /// Tries a change, and again while this leader cannot write for a moment: each change says what
-    /// shall be, so a second try of one that came half way completes it. It is boxed, because the compiler cannot prove openraft's bare futures Send in a task
+    /// Tries a change, and again while this leader cannot write for a moment, or while the entries
+    /// of an election or of another change are not committed: each change says what shall be, so a
+    /// second try of one that came half way completes it.
+    ///
+    /// A try is boxed, because the compiler cannot prove openraft's bare futures `Send` in a task
     /// that the caller spawns.
     async fn bounded(&self, change: impl Fn(Raft) -> Change) -> Result<(), MembershipError> {
         let waited = self.config.timers.admin_timeout;
@@ -80,8 +83,11 @@ impl RaftHandle {
                 Ok(_) => return Ok(()),
                 Err(error) => MembershipError::from(error),
             };
-            let settling =
-                matches!(&error, MembershipError::NotLeader { leader } if self.may_lead(leader));
+            let settling = match &error {
+                MembershipError::NotLeader { leader } => self.may_lead(leader),
+                MembershipError::Busy(_) => true,
+                _ => false,
+            };
             if !settling || Instant::now() >= patience {
                 return Err(error);
             }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bellwether_core::command::Change;
 use bellwether_core::{MemberRole, Outcome, Ports};
-use bellwether_member::CERTIFICATE_DAYS;
+use bellwether_member::{CERTIFICATE_DAYS, not_started};
 use bellwether_pki::{ConnectInfo, Identity, JoinSecret, Role, Validity, VerifiedCsr};
 use bellwether_proto::v1;
 use bellwether_proto::v1::join_server::Join;
@@ -34,7 +34,7 @@ impl JoinApi {
         let known = watch.wait_for(|status| status.leader.is_some());
         match tokio::time::timeout(ELECTION_PATIENCE, known).await {
             Ok(Ok(status)) if status.is_leader() => Ok(()),
-            _ => Err(Status::unavailable("this controller does not lead; ask another one")),
+            _ => Err(not_started("this controller does not lead")),
         }
     }
 

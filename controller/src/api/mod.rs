@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bellwether_core::command::Change;
 use bellwether_core::{Outcome, Rejection, RejectionKind};
+use bellwether_member::not_started;
 use bellwether_pki::{RequireRole, Role};
 use bellwether_proto::v1::admin_server::AdminServer;
 use bellwether_proto::v1::join_server::JoinServer;
@@ -58,9 +59,7 @@ fn rejected(rejection: &Rejection) -> Status {
 
 fn not_proposed(error: &ProposeError) -> Status {
     match error {
-        ProposeError::NotLeader { .. } => {
-            Status::unavailable("the leader has just changed; nothing was done, ask again")
-        }
+        ProposeError::NotLeader { .. } => not_started("the leader has just changed"),
         ProposeError::OutcomeUnknown { .. } | ProposeError::Fatal(_) => {
             Status::unknown(format!("{error}; look before asking again"))
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bellwether_core::command::{Change, Registration};
 use bellwether_core::observe::{NodeReport, VmReport};
 use bellwether_core::{Liveness, reconcile};
+use bellwether_member::not_started;
 use bellwether_pki::caller;
 use bellwether_proto::v1;
 use bellwether_proto::v1::nodes_server::Nodes;
@@ -57,8 +58,9 @@ impl Nodes for NodesApi {
             vcpus: message.vcpus,
             version: message.version,
         };
-        commit(&self.controller, Change::RegisterNode(registration)).await?;
+        // Heard first, online then: the planner must not find an online node that was never heard.
         self.take_note(node, boot_id, vms);
+        commit(&self.controller, Change::RegisterNode(registration)).await?;
         let state = self.controller.state();
         let storage = state.cluster.as_ref().map(|cluster| cluster.storage.display().to_string());
         Ok(Response::new(v1::RegisterReply {
@@ -78,7 +80,7 @@ impl Nodes for NodesApi {
         // A quorum says, after the request came in, that this controller leads: only then is a
         // grant worth anything (protocol 1).
         let confirmed = self.controller.raft.confirm_leadership().await;
-        let confirmed = confirmed.map_err(|error| Status::unavailable(error.to_string()))?;
+        let confirmed = confirmed.map_err(|error| not_started(error.to_string()))?;
         let state = self.controller.state();
         let reply = v1::RenewReply {
             nonce: message.nonce,
@@ -93,10 +95,10 @@ impl Nodes for NodesApi {
         else {
             return Ok(Response::new(v1::RenewReply { register: true, ..reply }));
         };
+        self.take_note(node, boot_id, vms);
         if matches!(known.liveness, Liveness::Unknown { .. }) {
             commit(&self.controller, Change::NodeOnline { node, boot_id }).await?;
         }
-        self.take_note(node, boot_id, vms);
         let grants = reconcile::grants(&self.controller.state(), node, boot_id);
         let grant = |(vm, epoch): (VmId, Epoch)| v1::Grant { vm_id: vm.to_string(), epoch: epoch.0 };
         let grants = grants.into_iter().map(grant).collect();

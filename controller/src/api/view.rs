@@ -1,5 +1,7 @@
 //! The state and the reports as administrators see them.
 
+use std::collections::BTreeMap;
+
 use bellwether_core::state::Event;
 use bellwether_core::{Member, Node, Observed, Place, State, Task, TaskKind, Vm, planner};
 use bellwether_proto::v1;
@@ -98,6 +100,9 @@ fn seen_state(state: &State, observed: &Observed, vm: &Vm) -> (VmState, String) 
             match observed.report(runner.node, vm.id, runner.epoch) {
                 Some(report) if online => (report.state, report.reason.clone()),
                 None if online && kind.is_some() => (VmState::Starting, String::new()),
+                None if online => {
+                    (VmState::Unknown, "its node has not reported to this leader yet".into())
+                }
                 _ => (VmState::Unknown, "its node is not heard from".into()),
             }
         }
@@ -136,7 +141,7 @@ pub fn task(state: &State, task: &Task) -> v1::Task {
         source: name(task.source),
         destination: name(task.destination),
         requested_by: task.by.clone(),
-        measures: task.measures.clone(),
+        measures: measures(task),
         fence_proof: task.proof.as_ref().map(|proof| proof.kind().into()).unwrap_or_default(),
         log: task
             .log
@@ -144,6 +149,13 @@ pub fn task(state: &State, task: &Task) -> v1::Task {
             .map(|(at, text)| v1::TaskLine { at_ms: *at, text: text.clone() })
             .collect(),
     }
+}
+
+/// What was measured, without the leader's own time stamps.
+fn measures(task: &Task) -> BTreeMap<String, u64> {
+    let shown = |(name, _): &(&String, &u64)| !name.contains("_at_");
+    let measures = task.measures.iter().filter(shown);
+    measures.map(|(name, value)| (name.clone(), *value)).collect()
 }
 
 pub fn event(event: &Event) -> v1::Event {

@@ -157,6 +157,21 @@ fn a_crashed_vmm_is_restarted() {
     assert!(model.state.vms[&vm].epoch > epoch);
 }
 
+/// A report from before the start shows the VM as starting; it was once taken for its end.
+#[test]
+fn a_report_older_than_the_start_does_not_end_the_vm() {
+    let mut model = Model::new(1);
+    let vm = model.create("web");
+    model.begin(vm, TaskKind::Start);
+    until(&mut model, vm, "activate");
+    model.report(NodeId(1));
+    let task = model.state.vms[&vm].task.unwrap();
+    model.step(task, Fate::Done);
+    assert_eq!(model.state.vms[&vm].task, None, "it runs");
+    model.plan();
+    assert_eq!(model.state.vms[&vm].task, None, "and nothing is to be done about it");
+}
+
 #[test]
 fn a_drained_node_becomes_empty_and_gets_nothing() {
     let (mut model, vm, node) = running();

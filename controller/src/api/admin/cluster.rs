@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use bellwether_core::command::Change;
 use bellwether_core::{Member, MemberRole, Node};
+use bellwether_member::not_started;
 use bellwether_pki::{JoinToken, Role};
 use bellwether_proto::v1;
 use bellwether_types::VmState;
@@ -19,7 +20,7 @@ impl AdminApi {
     /// An answer of the leader is worth something only if it still leads.
     pub(super) async fn confirm(&self) -> Result<(), Status> {
         let confirmed = self.controller.raft.confirm_leadership().await;
-        confirmed.map(drop).map_err(|error| Status::unavailable(error.to_string()))
+        confirmed.map(drop).map_err(|error| not_started(error.to_string()))
     }
 
     pub(super) async fn cluster_status(&self) -> Result<v1::ClusterStatus, Status> {
