@@ -12,6 +12,7 @@
 //! the file: the VM goes on.
 
 use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -82,7 +83,8 @@ impl StateFileWriter {
         let path = directory.join(identity.file_name());
         let layout = Layout::new(regions).map_err(FormatError::from).map_err(invalid(&path))?;
         let mut create = OpenOptions::new();
-        create.read(true).write(true).create_new(true);
+        // Guest memory holds secrets: nobody else may read it.
+        create.read(true).write(true).create_new(true).mode(0o600);
         let file = create.open(&path).map_err(io_error("creation", &path))?;
         let mut entries = Vec::new();
         entries.resize_with(layout.chunk_count() as usize, EntryCell::default);

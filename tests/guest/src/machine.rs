@@ -7,6 +7,7 @@ use crate::command::{Command, LineReader};
 use crate::disk::Disk;
 use crate::lapic::Lapic;
 use crate::pattern::{Fill, Mismatch, Pattern, Verified};
+use crate::power::PowerButton;
 use crate::pvh::BootInfo;
 use crate::ram::Ram;
 use crate::stats::Stats;
@@ -37,6 +38,7 @@ pub struct Machine {
     verify: Budget,
     disk: Option<Disk>,
     input: LineReader,
+    button: Option<PowerButton>,
     stats: Stats,
     next_tick_ns: u64,
     next_beat_ns: u64,
@@ -75,6 +77,7 @@ impl Machine {
             fill,
             disk,
             input: LineReader::default(),
+            button: PowerButton::find(),
             stats: Stats::default(),
             next_tick_ns: 0,
             next_beat_ns: 0,
@@ -197,6 +200,9 @@ impl Machine {
     }
 
     fn receive(&mut self, now: u64) {
+        if self.button.as_mut().is_some_and(|button| button.is_pressed(now)) {
+            power::off("button");
+        }
         let mut input = core::mem::take(&mut self.input);
         for byte in core::iter::from_fn(console::receive).take(RECEIVE_BYTES_MAX) {
             input.push(byte, |line| self.obey(Command::parse(line), now));

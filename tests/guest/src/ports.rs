@@ -29,13 +29,5 @@ macro_rules! port {
 }
 
 port!(inb, outb, u8, "al");
+port!(inw, outw, u16, "ax");
 port!(inl, outl, u32, "eax");
-
-/// # Safety
-/// Writing the port must not disturb what the guest relies on.
-pub unsafe fn outw(port: u16, value: u16) {
-    // SAFETY: the caller vouches for port and value.
-    unsafe {
-        asm!("out dx, ax", in("dx") port, in("ax") value, options(nostack, preserves_flags));
-    };
-}
