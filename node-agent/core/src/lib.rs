@@ -1,1 +1,28 @@
 //! The pure core of the agent: VM and lease state machines.
+//!
+//! Nothing here does I/O or reads a clock: an order, an answer or a clock reading goes in, a
+//! decision comes out, and the shell (`bellwether-agent`) carries it out.
+//!
+//! - [`machine`]: which orders about one VM are admitted, and what they do.
+//! - [`lease`]: until when this node may run VMs.
+//! - [`observe`]: what is told to the controllers about a VM.
+//! - [`rotation`]: which controller to ask next, and when.
+#![forbid(unsafe_code)]
+
+pub mod incarnation;
+pub mod lease;
+pub mod machine;
+pub mod observe;
+pub mod order;
+pub mod refusal;
+pub mod rotation;
+
+pub use incarnation::{Incarnation, Phase, VmmSight, VmmState};
+pub use lease::{Lease, LeaseAnswer, LeaseRequest, LeaseState, Stamp};
+pub use machine::{Durable, Machine, Released, Standing};
+pub use observe::{Observation, observe};
+pub use order::{
+    Action, ActivateTimings, Answer, Order, Outcome, SaveTimings, SealedState, Stamped,
+};
+pub use refusal::Refusal;
+pub use rotation::Rotation;

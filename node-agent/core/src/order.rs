@@ -1,0 +1,151 @@
+//! The orders of the controller as values, what the agent does about them, and how they end.
+
+use bellwether_types::{Arbiter, Epoch, StateFileRef};
+
+/// What the controller's leader wants of one VM on this node (see `agent.proto`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Order {
+    /// Create the VMM; nothing runs and nothing is locked.
+    Prepare {
+        arbiter: Arbiter,
+    },
+    /// Take the claim and the disk locks: the proof that no other VMM can write.
+    TakeOver,
+    /// Load a sealed state file, without running it.
+    LoadState {
+        hash: [u8; 32],
+    },
+    /// Run the guest.
+    Activate,
+    /// Stop the guest and seal its state on the storage.
+    Seal,
+    /// Run a guest that was sealed here, under the order's higher epoch.
+    ClaimBack {
+        sealed_epoch: Epoch,
+    },
+    /// Make sure that no VMM of this epoch or a lower one runs here, ever again.
+    Release,
+    Pause,
+    Resume,
+    Shutdown,
+    /// Attach to the serial console.
+    Console,
+    /// Remove state files that nobody needs; this is about the storage more than about a VMM.
+    RemoveState,
+}
+
+impl Order {
+    /// The word in messages, logs and failpoints.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Prepare { .. } => "prepare",
+            Self::TakeOver => "take-over",
+            Self::LoadState { .. } => "load-state",
+            Self::Activate => "activate",
+            Self::Seal => "seal",
+            Self::ClaimBack { .. } => "claim-back",
+            Self::Release => "release",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Shutdown => "shutdown",
+            Self::Console => "console",
+            Self::RemoveState => "remove-state",
+        }
+    }
+}
+
+/// An order with who gives it and which runner it is about.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stamped {
+    /// The Raft term of the leader.
+    pub term: u64,
+    /// The task on whose behalf; 0 for none.
+    pub task: u64,
+    pub epoch: Epoch,
+    pub order: Order,
+}
+
+/// Microseconds of an activation; see `ActivateTimings` in `vm.proto`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ActivateTimings {
+    pub lock_us: u64,
+    pub resume_us: u64,
+    pub running_at_ns: u64,
+}
+
+/// Microseconds of a save; see `SaveTimings` in `vm.proto`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SaveTimings {
+    pub stop_us: u64,
+    pub save_us: u64,
+    pub seal_us: u64,
+    pub bytes_written: u64,
+    pub stopped_at_ns: u64,
+}
+
+/// A sealed state file and how long it took.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SealedState {
+    pub file: StateFileRef,
+    pub timings: SaveTimings,
+}
+
+/// What an order brought about.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Answer {
+    Prepared {
+        prepare_us: u64,
+    },
+    TakenOver,
+    Loaded {
+        load_us: u64,
+    },
+    Activated(ActivateTimings),
+    Sealed(SealedState),
+    ClaimedBack(ActivateTimings),
+    /// How the VMM ended; `none` when there was none.
+    Released {
+        reason: String,
+    },
+    /// Pause, resume and shutdown have nothing to tell.
+    Done,
+    /// The VMM is gone, the guest never ran under the order's epoch, and it never will.
+    GivenUp,
+}
+
+/// What the shell does about an admitted order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Nothing: the order has been carried out before, and this was the answer.
+    Answer(Answer),
+    /// Create a VMM. `replace` names an incarnation that has to be killed, reaped and cleaned up
+    /// before: one that never ran a guest, or whose process has ended.
+    Prepare {
+        replace: Option<Epoch>,
+    },
+    Lock,
+    Load,
+    Start,
+    Save,
+    ClaimBack,
+    /// Stop, kill and reap the VMM; the raised floor is made durable before the answer.
+    Release,
+    /// The VMM has ended before the guest could run: release it, so that it never will.
+    GiveUp,
+    Pause,
+    Resume,
+    Shutdown,
+    Console,
+    RemoveState,
+}
+
+/// How the execution of an action ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    Done(Answer),
+    /// It did not happen, and the VMM is as it was before. For a Prepare: there is no VMM.
+    Failed,
+    /// It may have happened or may still happen: the VMM did not answer in time. Its status
+    /// decides, before anything else is admitted.
+    Unknown,
+}

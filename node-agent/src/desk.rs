@@ -1,0 +1,164 @@
+//! This node's standing with the controllers: its lease, its grants, and the pages that carry them
+//! to the VMMs.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bellwether_agent_core::{Lease, LeaseAnswer, LeaseRequest, LeaseState, Stamp, Standing};
+use bellwether_lease::{LeaseError, LeasePage};
+use bellwether_types::{BootId, Epoch, VmId};
+use tokio::sync::watch;
+
+use crate::clock;
+
+/// A contact is recent for this many leases, and for no less than [`CONTACT_MIN`].
+const CONTACT_LEASES: u64 = 10;
+const CONTACT_MIN_NS: u64 = 30_000_000_000;
+
+/// The standing of the node. The renewal task writes it, the owners of the VMs ask it.
+#[derive(Debug)]
+pub struct Desk {
+    inner: Mutex<Inner>,
+    /// Counts the answers that were taken in, so that an owner can wait for the next.
+    answers: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    lease: Lease,
+    last_contact: Option<Stamp>,
+    lease_ms: u64,
+    grants: HashMap<VmId, Epoch>,
+    pages: HashMap<VmId, LeasePage>,
+}
+
+impl Desk {
+    pub fn new(boot_id: BootId) -> Self {
+        let lease = Lease::new(boot_id, clock::now().boot_ns);
+        let inner = Inner {
+            lease,
+            last_contact: None,
+            lease_ms: 0,
+            grants: HashMap::new(),
+            pages: HashMap::new(),
+        };
+        Self { inner: Mutex::new(inner), answers: watch::Sender::new(0) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A registration has succeeded.
+    pub fn registered(&self, lease_ms: u64) {
+        let mut inner = self.lock();
+        inner.lease_ms = lease_ms;
+        inner.last_contact = Some(clock::now());
+    }
+
+    /// A new request, stamped before it is sent.
+    pub fn request(&self) -> LeaseRequest {
+        self.lock().lease.request(clock::now())
+    }
+
+    /// An answer has come: extends the lease and writes the pages of the VMs that are granted. A
+    /// VM that is not granted keeps its page as it is: its deadline passes by itself.
+    pub fn answer(&self, nonce: u64, lease_ms: u64, grants: HashMap<VmId, Epoch>) -> LeaseAnswer {
+        let mut inner = self.lock();
+        let answer = inner.lease.answer(nonce, lease_ms);
+        if answer == LeaseAnswer::NotAsked {
+            return answer;
+        }
+        inner.last_contact = Some(clock::now());
+        inner.lease_ms = lease_ms;
+        inner.grants = grants;
+        if inner.lease.is_live(clock::now()) {
+            inner.write_pages();
+        }
+        drop(inner);
+        self.answers.send_modify(|count| *count += 1);
+        answer
+    }
+
+    /// How an order finds the node.
+    pub fn standing(&self) -> Standing {
+        let inner = self.lock();
+        let now = clock::now();
+        let recent_ns =
+            inner.lease_ms.saturating_mul(CONTACT_LEASES * 1_000_000).max(CONTACT_MIN_NS);
+        Standing {
+            lease_live: inner.lease.is_live(now),
+            contact_recent: inner.last_contact.is_some_and(|at| now.since(&at) < recent_ns),
+        }
+    }
+
+    /// Creates the page of a VMM, or takes up the one that an earlier agent left.
+    pub fn add_page(&self, vm: VmId, path: &Path) -> Result<(), LeaseError> {
+        let page = match path.exists() {
+            true => LeasePage::open_for_grants(path),
+            false => LeasePage::create(path),
+        };
+        self.lock().pages.insert(vm, page?);
+        Ok(())
+    }
+
+    pub fn drop_page(&self, vm: VmId) {
+        self.lock().pages.remove(&vm);
+    }
+
+    /// Shows a VMM its epoch before it starts. Under the storage arbiter this is all it looks at;
+    /// the deadline is the node's, or long past when there is none.
+    pub fn show_epoch(&self, vm: VmId, epoch: Epoch) {
+        let inner = self.lock();
+        let deadline_ns = inner.deadline_ns();
+        inner.write_page(vm, epoch, deadline_ns);
+    }
+
+    /// Waits until a lease that names this VM and epoch is live and on its page.
+    pub async fn granted(&self, vm: VmId, epoch: Epoch, at_most: Duration) -> bool {
+        let mut answers = self.answers.subscribe();
+        let granted = async {
+            loop {
+                if self.is_granted(vm, epoch) {
+                    return;
+                }
+                if answers.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::time::timeout(at_most, granted).await.is_ok()
+    }
+
+    fn is_granted(&self, vm: VmId, epoch: Epoch) -> bool {
+        let inner = self.lock();
+        inner.grants.get(&vm) == Some(&epoch) && inner.lease.is_live(clock::now())
+    }
+}
+
+impl Inner {
+    fn deadline_ns(&self) -> u64 {
+        match self.lease.state(clock::now()) {
+            LeaseState::GrantedUntil { deadline_ns } => deadline_ns,
+            LeaseState::NeverGranted | LeaseState::Expired { .. } => 0,
+        }
+    }
+
+    fn write_pages(&self) {
+        let deadline_ns = self.deadline_ns();
+        for (vm, epoch) in &self.grants {
+            self.write_page(*vm, *epoch, deadline_ns);
+        }
+    }
+
+    fn write_page(&self, vm: VmId, epoch: Epoch, deadline_ns: u64) {
+        let Some(page) = self.pages.get(&vm) else { return };
+        match page.grant(epoch.0, deadline_ns) {
+            // A grant of an older epoch is about an incarnation that this page does not belong to.
+            Ok(_) | Err(LeaseError::OlderEpoch { .. }) => {}
+            Err(error) => tracing::error!(vm_id = %vm, %epoch, %error, "cannot grant"),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Could this node run this VM? Looks, and touches nothing.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use bellwether_types::{DiskSpec, VmSpec};
+
+use crate::storage;
+
+const SECTOR_BYTES: u64 = 512;
+const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
+
+/// Everything that is wrong, each as a sentence for the administrator.
+pub fn problems(spec: &VmSpec, storage_root: &Path) -> Vec<String> {
+    let mut problems = Vec::new();
+    if let Err(error) = storage::check_root(storage_root) {
+        problems.push(error.to_string());
+    } else if let Err(error) = arbiter_problem(storage_root) {
+        problems.push(error);
+    }
+    problems.extend(kernel_problem(spec).err());
+    for disk in &spec.disks {
+        problems.extend(disk_problem(spec, disk).err());
+    }
+    problems
+}
+
+fn kernel_problem(spec: &VmSpec) -> Result<(), String> {
+    let (name, path) = (&spec.name, spec.kernel.display());
+    let problem = |what: String| format!("VM {name}: kernel `{path}`: {what}");
+    let mut file = open_file(&spec.kernel).map_err(problem)?;
+    let mut magic = [0; 4];
+    file.read_exact(&mut magic).map_err(|error| problem(format!("cannot be read: {error}")))?;
+    if magic != ELF_MAGIC {
+        return Err(problem("is not an ELF image; give one with a PVH entry".into()));
+    }
+    let bytes = file.metadata().map_err(|error| problem(error.to_string()))?.len();
+    if bytes > spec.memory_mib << 20 {
+        let mib = bytes >> 20;
+        return Err(problem(format!(
+            "has {mib} MiB and does not fit into {} MiB of memory",
+            spec.memory_mib
+        )));
+    }
+    Ok(())
+}
+
+fn disk_problem(spec: &VmSpec, disk: &DiskSpec) -> Result<(), String> {
+    let (name, path) = (&spec.name, disk.path.display());
+    let problem = |what: String| format!("VM {name}: disk `{path}`: {what}");
+    let file = open_file(&disk.path).map_err(problem)?;
+    if !disk.read_only {
+        File::options()
+            .write(true)
+            .open(&disk.path)
+            .map_err(|error| problem(format!("cannot be written: {error}")))?;
+    }
+    let bytes = file.metadata().map_err(|error| problem(error.to_string()))?.len();
+    if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
+        return Err(problem(format!(
+            "has {bytes} bytes; a raw disk is a multiple of {SECTOR_BYTES}, and not empty"
+        )));
+    }
+    file.read_at(&mut [0; 1], 0).map_err(|error| problem(format!("cannot be read: {error}")))?;
+    if disk.read_only {
+        return Ok(());
+    }
+    let dir = disk.path.parent().unwrap_or(Path::new("/"));
+    arbiter_problem(dir).map_err(problem)
+}
+
+/// Regular files only: opening a FIFO would wait for its other end.
+fn open_file(path: &Path) -> Result<File, String> {
+    let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => "is not there; is its storage mounted on this node?".into(),
+        _ => error.to_string(),
+    })?;
+    if !metadata.is_file() {
+        return Err("is not a regular file".into());
+    }
+    File::open(path).map_err(|error| format!("cannot be opened: {error}"))
+}
+
+/// Whether the locks of this file system prove anything.
+fn arbiter_problem(path: &Path) -> Result<(), String> {
+    let class = bellwether_claim::check_mount(path).map_err(|error| error.to_string())?;
+    match class.is_arbiter() {
+        true => Ok(()),
+        false => Err(format!(
+            "`{}` lies on a file system whose locks are not known to be exclusive between nodes \
+             ({class:?}); use a local file system or NFSv4",
+            path.display()
+        )),
+    }
+}

@@ -1,0 +1,23 @@
+//! What all owners of VMs share.
+
+use std::time::Duration;
+
+use bellwether_types::{BootId, NodeId};
+
+use crate::board::Board;
+use crate::desk::Desk;
+use crate::launch::Launcher;
+use crate::runtime_dir::RuntimeDir;
+
+/// This node: who it is, and the desks at which its VMs are handled.
+#[derive(Debug)]
+pub struct Node {
+    pub id: NodeId,
+    pub name: String,
+    pub boot_id: BootId,
+    pub runtime: RuntimeDir,
+    pub launcher: Launcher,
+    pub desk: Desk,
+    pub board: Board,
+    pub status_interval: Duration,
+}

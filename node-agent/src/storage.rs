@@ -1,0 +1,151 @@
+//! The agent's part of the shared storage: two directories, and the state files in one of them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bellwether_types::{Epoch, VmId};
+
+/// How many entries of the state directory are looked at.
+const ENTRIES_MAX: usize = 1_000_000;
+
+/// What is wrong with the storage.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    #[error("the storage `{}` is not an absolute path", path.display())]
+    Relative { path: PathBuf },
+    #[error(
+        "the storage `{}` is not there ({source}); mount it on this node. It is never created here, \
+         because an unmounted share would become a local directory",
+        path.display()
+    )]
+    Missing { path: PathBuf, source: io::Error },
+    #[error("{operation} `{}`: {source}", path.display())]
+    Io { operation: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Claim(#[from] bellwether_claim::ClaimError),
+}
+
+/// The directory of the sealed state files.
+pub fn state_dir(storage: &Path) -> PathBuf {
+    storage.join("state")
+}
+
+/// Checks that the storage is there.
+pub fn check_root(storage: &Path) -> Result<(), StorageError> {
+    if !storage.is_absolute() {
+        return Err(StorageError::Relative { path: storage.into() });
+    }
+    let missing = |source| StorageError::Missing { path: storage.into(), source };
+    match std::fs::metadata(storage).map_err(missing)?.is_dir() {
+        true => Ok(()),
+        false => Err(missing(io::ErrorKind::NotADirectory.into())),
+    }
+}
+
+/// Creates the directories below the storage, and never the storage itself.
+pub fn ensure_dirs(storage: &Path) -> Result<(), StorageError> {
+    use std::os::unix::fs::DirBuilderExt;
+    check_root(storage)?;
+    for dir in [storage.join("claims"), state_dir(storage)] {
+        match std::fs::DirBuilder::new().mode(0o700).create(&dir) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+            Err(source) => {
+                return Err(StorageError::Io { operation: "create", path: dir, source });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The epoch in the name `<vm-id>.<epoch>.<generation>.state` of a file of this VM, if it is one.
+/// A file that is still being written has no such name.
+pub fn state_file_epoch(vm: VmId, path: &Path) -> Option<Epoch> {
+    let name = path.file_name()?.to_str()?;
+    let numbers = name.strip_prefix(&format!("{vm}."))?.strip_suffix(".state")?;
+    let (epoch, generation) = numbers.split_once('.')?;
+    generation.parse::<u64>().ok()?;
+    epoch.parse().ok().map(Epoch)
+}
+
+/// Removes the state files of a VM up to an epoch, except those in use; answers how many.
+pub fn remove_states(
+    storage: &Path,
+    vm: VmId,
+    up_to: Epoch,
+    in_use: &[PathBuf],
+) -> Result<u64, StorageError> {
+    check_root(storage)?;
+    let dir = state_dir(storage);
+    let entries = match std::fs::read_dir(&dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(source) => return Err(StorageError::Io { operation: "read", path: dir, source }),
+        Ok(entries) => entries,
+    };
+    let mut removed = 0;
+    for entry in entries.take(ENTRIES_MAX) {
+        let entry = entry.map_err(|source| StorageError::Io {
+            operation: "read",
+            path: dir.clone(),
+            source,
+        })?;
+        let path = entry.path();
+        let old = state_file_epoch(vm, &path).is_some_and(|epoch| epoch <= up_to);
+        if old && !in_use.contains(&path) {
+            removed += u64::from(remove_state(&path)?);
+        }
+    }
+    Ok(removed)
+}
+
+/// Removes one state file; false when it is gone already.
+pub fn remove_state(path: &Path) -> Result<bool, StorageError> {
+    match std::fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(StorageError::Io { operation: "remove", path: path.into(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm() -> VmId {
+        VmId::from_uuid(uuid::Uuid::from_u128(5))
+    }
+
+    #[test]
+    fn a_missing_storage_is_never_created() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = dir.path().join("unmounted");
+        let refused = ensure_dirs(&storage).unwrap_err();
+        assert!(refused.to_string().contains("mount it on this node"), "{refused}");
+        assert!(!storage.exists());
+        assert!(matches!(ensure_dirs(Path::new("s")), Err(StorageError::Relative { .. })));
+    }
+
+    #[test]
+    fn only_old_unused_files_of_this_vm_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = dir.path();
+        ensure_dirs(storage).unwrap();
+        ensure_dirs(storage).unwrap();
+        let other = VmId::from_uuid(uuid::Uuid::from_u128(6));
+        let name = |vm: VmId, rest: &str| state_dir(storage).join(format!("{vm}.{rest}"));
+        let old = name(vm(), "1.1.state");
+        let used = name(vm(), "2.1.state");
+        let kept = [
+            used.clone(),
+            name(vm(), "3.1.state"),
+            name(other, "1.1.state"),
+            name(vm(), "1.1.tmp"),
+        ];
+        for path in kept.iter().chain([&old]) {
+            std::fs::write(path, "x").unwrap();
+        }
+        assert_eq!(remove_states(storage, vm(), Epoch(2), &[used]).unwrap(), 1);
+        assert!(!old.exists());
+        assert!(kept.iter().all(|path| path.exists()));
+    }
+}
