@@ -79,7 +79,9 @@ impl Executor {
         let orders = Orders::new(&self.controller, self.leadership, task);
         let result = match action {
             Action::Seal { source, load_at } => return self.seal(task, orders, source, load_at).await,
-            Action::Activate { attempt, release } => orders.activate(attempt, release).await,
+            Action::Activate { attempt, release } => {
+                return self.activate(task, orders, attempt, release).await;
+            }
             Action::Prepare(attempt) => orders.prepare(attempt).await,
             Action::TakeOver(attempt) => orders.take_over(attempt).await,
             Action::Load { attempt, file } => orders.load(attempt, &file).await,
@@ -135,6 +137,22 @@ impl Executor {
             point(&task, "before").await;
             self.conclude(&task, loaded).await;
             point(&task, "after").await;
+        }
+    }
+
+    async fn activate(
+        &self,
+        task: &Task,
+        orders: Orders<'_>,
+        attempt: Attempt,
+        release: Option<Runner>,
+    ) {
+        let result = orders.activate(attempt, release).await;
+        let runs = matches!(result, Ok(StepEvent::Activated { .. }));
+        self.conclude(task, result).await;
+        if let (true, Step::Activate { file, .. }) = (runs, &task.step) {
+            let below = file.as_ref().map_or(attempt.epoch, |file| file.epoch);
+            orders.sweep(attempt, below).await;
         }
     }
 

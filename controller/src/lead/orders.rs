@@ -239,6 +239,24 @@ impl<'a> Orders<'a> {
         Ok(StepEvent::Asked { until })
     }
 
+    /// Removes state files that an earlier fault left behind: those sealed before the epoch from
+    /// which this runner's state comes. What is left after that goes with the next start.
+    pub async fn sweep(&self, attempt: Attempt, below: Epoch) {
+        let Some(last) = below.0.checked_sub(1).filter(|last| *last > 0) else { return };
+        let request = v1::RemoveStateRequest {
+            order: self.order(Epoch(last)),
+            storage: self.storage(),
+            purge: false,
+        };
+        let removed = match self.agent(attempt.node) {
+            Ok(mut agent) => agent.remove_state(within(SHORT, request)).await.map_err(failure),
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = removed {
+            tracing::warn!(task = self.task.id.0, ?failure, "old state files may be left");
+        }
+    }
+
     pub async fn purge(&self, node: NodeId) -> Result<StepEvent> {
         let vm = self.vm()?;
         let request = v1::RemoveStateRequest {
