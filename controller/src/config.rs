@@ -68,8 +68,10 @@ impl ControllerConfig {
 
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let path = path.to_path_buf();
-        let config: Self = toml::from_str(text)
-            .map_err(|source| ConfigError::Parse { path: path.clone(), source: Box::new(source) })?;
+        let config: Self = toml::from_str(text).map_err(|source| ConfigError::Parse {
+            path: path.clone(),
+            source: Box::new(source),
+        })?;
         match config.timing.validate() {
             Ok(()) => Ok(config),
             Err(source) => Err(ConfigError::Timing { path, source }),

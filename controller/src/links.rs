@@ -12,7 +12,6 @@ use tonic::transport::Channel;
 
 type Tls = bellwether_pki::Reloadable<Arc<rustls::ClientConfig>>;
 
-
 /// The channels of one controller.
 pub struct Links {
     tls: Tls,

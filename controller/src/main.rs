@@ -22,7 +22,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     /// Serve. Logs go to standard error; RUST_LOG sets their level.
-    #[command(after_help = "Example:\n  bellwether-controller run --data-dir /var/lib/bellwether/controller")]
+    #[command(
+        after_help = "Example:\n  bellwether-controller run --data-dir /var/lib/bellwether/controller"
+    )]
     Run {
         /// Made by `bell cluster init` or by `bellwether-controller join`.
         #[arg(long)]

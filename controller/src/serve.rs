@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
+use bellwether_core::Member;
 use bellwether_core::command::Change;
-use bellwether_core::{Member, Ports};
 use bellwether_member::{MemberConfig, MemberRole, open_member};
 use bellwether_pki::{
     API_PORT_ROLES, IdentityFiles, RAFT_PORT_ROLES, ServeLimits, ServerTls, join_server_config,
@@ -95,12 +95,11 @@ async fn bootstrap(controller: &Controller) -> anyhow::Result<()> {
 }
 
 fn first_member(member: &MemberConfig) -> Member {
-    let ports = member.ports;
     Member {
         id: member.id.0,
         name: member.name.clone(),
         address: member.address.to_string(),
-        ports: Ports { api: ports.api, raft: ports.raft, join: ports.join, agent: ports.agent },
+        ports: member.ports,
     }
 }
 
@@ -167,7 +166,9 @@ fn serve_port(
 
 async fn bind(addr: SocketAddr, what: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(addr).await.with_context(|| {
-        format!("listen on the {what} port {addr}: is another controller running with this address?")
+        format!(
+            "listen on the {what} port {addr}: is another controller running with this address?"
+        )
     })
 }
 

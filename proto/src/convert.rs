@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use bellwether_types::{
-    DiskFormat, DiskSpec, Epoch, NodeId, RestartPolicy, SpecError, StateFileRef, VmSpec,
+    DiskFormat, DiskSpec, Epoch, NodeId, Ports, RestartPolicy, SpecError, StateFileRef, VmSpec,
 };
 
 use crate::v1;
@@ -122,16 +122,52 @@ impl TryFrom<v1::StateFile> for StateFileRef {
     type Error = ConvertError;
 
     fn try_from(file: v1::StateFile) -> Result<Self, ConvertError> {
-        let hash = <[u8; 32]>::try_from(file.hash.as_slice()).map_err(|_| ConvertError::Invalid {
-            field: "state_file.hash",
-            value: format!("{} bytes", file.hash.len()),
-            expected: "a Blake3 hash has 32 bytes",
-        })?;
+        let hash =
+            <[u8; 32]>::try_from(file.hash.as_slice()).map_err(|_| ConvertError::Invalid {
+                field: "state_file.hash",
+                value: format!("{} bytes", file.hash.len()),
+                expected: "a Blake3 hash has 32 bytes",
+            })?;
         Ok(Self {
             path: PathBuf::from(file.path),
             hash,
             epoch: Epoch(file.epoch),
             bytes: file.bytes,
         })
+    }
+}
+
+impl From<Ports> for v1::Ports {
+    fn from(ports: Ports) -> Self {
+        Self {
+            api: ports.api.into(),
+            raft: ports.raft.into(),
+            join: ports.join.into(),
+            agent: ports.agent.into(),
+        }
+    }
+}
+
+impl TryFrom<v1::Ports> for Ports {
+    type Error = ConvertError;
+
+    fn try_from(ports: v1::Ports) -> Result<Self, ConvertError> {
+        Ok(Self {
+            api: port("ports.api", ports.api)?,
+            raft: port("ports.raft", ports.raft)?,
+            join: port("ports.join", ports.join)?,
+            agent: port("ports.agent", ports.agent)?,
+        })
+    }
+}
+
+fn port(field: &'static str, value: u32) -> Result<u16, ConvertError> {
+    match u16::try_from(value) {
+        Ok(0) | Err(_) => Err(ConvertError::Invalid {
+            field,
+            value: value.to_string(),
+            expected: "a port is a number from 1 to 65535",
+        }),
+        Ok(port) => Ok(port),
     }
 }

@@ -5,10 +5,10 @@
 
 use std::path::PathBuf;
 
-use bellwether_types::{BootId, ClusterId, NodeId, TaskId, VmId, VmSpec};
+use bellwether_types::{BootId, ClusterId, MemberRole, NodeId, Ports, TaskId, VmId, VmSpec};
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Member, MemberRole, Ports};
+use crate::state::Member;
 use crate::task::{StepEvent, TaskRequest};
 
 /// One change, with the leader's clock in milliseconds since 1970.
@@ -20,22 +20,59 @@ pub struct Command {
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Change {
-    InitCluster { id: ClusterId, name: String, storage: PathBuf, first: Member },
-    CreateToken { hash: [u8; 32], role: MemberRole, expires_at: u64 },
-    RedeemToken { hash: [u8; 32], role: MemberRole, name: String, address: String, ports: Ports },
+    InitCluster {
+        id: ClusterId,
+        name: String,
+        storage: PathBuf,
+        first: Member,
+    },
+    CreateToken {
+        hash: [u8; 32],
+        role: MemberRole,
+        expires_at: u64,
+    },
+    RedeemToken {
+        hash: [u8; 32],
+        role: MemberRole,
+        name: String,
+        address: String,
+        ports: Ports,
+    },
     RegisterNode(Registration),
     /// The node was not heard from; ignored when it registered under another boot meanwhile.
-    NodeUnknown { node: NodeId, boot_id: BootId },
+    NodeUnknown {
+        node: NodeId,
+        boot_id: BootId,
+    },
     /// The node was heard from again, in the same boot.
-    NodeOnline { node: NodeId, boot_id: BootId },
-    Cordon { node: NodeId, cordoned: bool },
+    NodeOnline {
+        node: NodeId,
+        boot_id: BootId,
+    },
+    Cordon {
+        node: NodeId,
+        cordoned: bool,
+    },
     /// A person asserts that the node is down.
-    ConfirmDown { node: NodeId, who: String },
-    CreateVm { id: VmId, spec: VmSpec },
+    ConfirmDown {
+        node: NodeId,
+        who: String,
+    },
+    CreateVm {
+        id: VmId,
+        spec: VmSpec,
+    },
     BeginTask(TaskRequest),
     /// A task goes a step further. Ignored when the task is no longer at `step_no`.
-    Advance { task: TaskId, step_no: u32, event: StepEvent },
-    SetPaused { vm: VmId, paused: bool },
+    Advance {
+        task: TaskId,
+        step_no: u32,
+        event: StepEvent,
+    },
+    SetPaused {
+        vm: VmId,
+        paused: bool,
+    },
 }
 
 /// What an agent says of its host when it registers.

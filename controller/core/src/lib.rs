@@ -26,7 +26,7 @@ pub mod task;
 pub use command::{Command, Outcome, Rejection, RejectionKind};
 pub use config::Timing;
 pub use observe::Observed;
-pub use state::{Desired, Liveness, Member, MemberRole, Node, Place, Ports, Runner, State, Vm};
+pub use state::{Desired, Liveness, Member, Node, Place, Runner, State, Vm};
 pub use task::{Attempt, Step, StepEvent, Task, TaskKind};
 
 #[cfg(test)]

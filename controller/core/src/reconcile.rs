@@ -29,8 +29,11 @@ pub fn plan(
     leading_since: u64,
     now: u64,
 ) -> Vec<Change> {
-    let mut changes: Vec<Change> =
-        state.nodes.values().filter_map(|n| silence(observed, timing, leading_since, now, n)).collect();
+    let mut changes: Vec<Change> = state
+        .nodes
+        .values()
+        .filter_map(|n| silence(observed, timing, leading_since, now, n))
+        .collect();
     let mut idle: Vec<&Vm> = state.vms.values().filter(|vm| vm.task.is_none()).collect();
     idle.sort_by_key(|vm| (std::cmp::Reverse(vm.spec.priority), vm.id));
     for vm in &idle {
@@ -185,9 +188,7 @@ fn is_expected(state: &State, node: NodeId, vm: VmId, epoch: Epoch) -> bool {
     let letting_go = task.is_some_and(|task| match &task.step {
         Step::Activate { from: Some(from), .. } => here(from),
         Step::Release(runner) => here(runner),
-        Step::ClaimBack { source, sealed, .. } => {
-            source.node == node && *sealed == epoch
-        }
+        Step::ClaimBack { source, sealed, .. } => source.node == node && *sealed == epoch,
         _ => false,
     });
     placed || attempted || letting_go

@@ -42,15 +42,30 @@ pub enum Action {
     /// The result is known without going outside.
     Advance(StepEvent),
     /// Nothing to do before this time, or before something is reported.
-    Wait { until: u64 },
+    Wait {
+        until: u64,
+    },
     Prepare(Attempt),
     TakeOver(Attempt),
     /// Seal on the runner; then load at the attempt while the seal is being committed.
-    Seal { source: Runner, load_at: Option<Attempt> },
-    Load { attempt: Attempt, file: StateFileRef },
+    Seal {
+        source: Runner,
+        load_at: Option<Attempt>,
+    },
+    Load {
+        attempt: Attempt,
+        file: StateFileRef,
+    },
     /// Let the source go and run the attempt, both at once: the locks order them.
-    Activate { attempt: Attempt, release: Option<Runner> },
-    ClaimBack { source: Attempt, sealed: Epoch, file: StateFileRef },
+    Activate {
+        attempt: Attempt,
+        release: Option<Runner>,
+    },
+    ClaimBack {
+        source: Attempt,
+        sealed: Epoch,
+        file: StateFileRef,
+    },
     /// Release an attempt; what it says does not matter.
     Abandon(Attempt),
     /// Release a runner; its answer is the proof.
@@ -181,7 +196,9 @@ fn ask_guest(vm: &Vm) -> Action {
 
 fn await_guest(observed: &Observed, vm: &Vm, until: u64, now: u64) -> Action {
     let ended = match vm.place.runner() {
-        Some(runner) => observed.vm(vm.id, runner.node, runner.boot_id, runner.epoch) == Seen::Ended,
+        Some(runner) => {
+            observed.vm(vm.id, runner.node, runner.boot_id, runner.epoch) == Seen::Ended
+        }
         None => true,
     };
     match ended {
@@ -204,7 +221,11 @@ fn release(state: &State, vm: &Vm, runner: &Runner) -> Action {
 }
 
 /// After a failed load: whether the source still holds the sealed VM and can be asked.
-pub(crate) fn can_claim_back(state: &State, task: &Task, vm: &Vm) -> Option<(Runner, StateFileRef)> {
+pub(crate) fn can_claim_back(
+    state: &State,
+    task: &Task,
+    vm: &Vm,
+) -> Option<(Runner, StateFileRef)> {
     let Place::Sealed { file, sealer: Some(sealer) } = &vm.place else {
         return None;
     };

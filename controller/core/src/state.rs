@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 
 use bellwether_types::{
-    Arbiter, BootId, ClusterId, Epoch, FenceProof, NodeId, NodePhase, StateFileRef, TaskId, VmId,
-    VmSpec,
+    Arbiter, BootId, ClusterId, Epoch, FenceProof, MemberRole, NodeId, NodePhase, Ports,
+    StateFileRef, TaskId, VmId, VmSpec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -60,31 +60,6 @@ pub struct Cluster {
     pub name: String,
     /// The shared storage: the same absolute path on every node.
     pub storage: PathBuf,
-}
-
-/// The ports that a member serves; 0 for those that it does not.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Ports {
-    pub api: u16,
-    pub raft: u16,
-    pub join: u16,
-    pub agent: u16,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MemberRole {
-    Controller,
-    Agent,
-}
-
-impl MemberRole {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Controller => "controller",
-            Self::Agent => "agent",
-        }
-    }
 }
 
 /// A controller of the cluster.
@@ -198,7 +173,10 @@ pub enum Place {
     Stopped,
     Runner(Runner),
     /// Nobody may run it; its memory is in the file. `sealer` may still hold the locks.
-    Sealed { file: StateFileRef, sealer: Option<Runner> },
+    Sealed {
+        file: StateFileRef,
+        sealer: Option<Runner>,
+    },
     /// The runner gets no grant any more, and no proof exists yet that it is gone.
     Revoked(Runner),
 }

@@ -71,15 +71,33 @@ pub enum Step {
     /// The destination reads the sealed file, all but the memory's content.
     Load(Attempt),
     /// The state says that the attempt runs the VM; `from` still has to let go.
-    Activate { attempt: Attempt, from: Option<Runner>, file: Option<StateFileRef> },
+    Activate {
+        attempt: Attempt,
+        from: Option<Runner>,
+        file: Option<StateFileRef>,
+    },
     /// It may run after all, so it must be proven gone before another try.
-    Reap { attempt: Attempt, error: String },
+    Reap {
+        attempt: Attempt,
+        error: String,
+    },
     /// The source takes its sealed VM back under a higher epoch.
-    ClaimBack { source: Attempt, sealed: Epoch, file: StateFileRef, error: String },
+    ClaimBack {
+        source: Attempt,
+        sealed: Epoch,
+        file: StateFileRef,
+        error: String,
+    },
     /// Undo an attempt that never ran; then the task goes on or fails.
-    Abandon { attempt: Attempt, error: String, then: Then },
+    Abandon {
+        attempt: Attempt,
+        error: String,
+        then: Then,
+    },
     AskGuest,
-    AwaitGuest { until: u64 },
+    AwaitGuest {
+        until: u64,
+    },
     /// The VMM ends; the reply is the proof.
     Release(Runner),
     /// The last traces on the storage go: state files and the claim.
@@ -117,7 +135,9 @@ impl Step {
     /// The attempt under way: it uses memory on its node, and its VMM is no stray.
     pub fn attempt(&self) -> Option<Attempt> {
         match self {
-            Self::Prepare(attempt) | Self::TakeOver(attempt) | Self::Load(attempt) => Some(*attempt),
+            Self::Prepare(attempt) | Self::TakeOver(attempt) | Self::Load(attempt) => {
+                Some(*attempt)
+            }
             Self::Seal(attempt) => *attempt,
             Self::Activate { attempt, .. }
             | Self::Reap { attempt, .. }
@@ -135,8 +155,12 @@ impl Step {
 /// What happened outside that moves a task on.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum StepEvent {
-    Chosen { node: NodeId },
-    NoNode { reason: String },
+    Chosen {
+        node: NodeId,
+    },
+    NoNode {
+        reason: String,
+    },
     /// The old runner is proven gone without a lock.
     Proven(FenceProof),
     /// The node was only silent: its VMM runs on under the same epoch.
@@ -145,20 +169,41 @@ pub enum StepEvent {
     /// Every lock of the VM is held by the attempt.
     Held,
     /// Somebody else holds a lock: the old runner lives.
-    Busy { holder: String },
-    Sealed { file: StateFileRef, measures: Measures },
-    Loaded { measures: Measures },
-    Activated { measures: Measures },
-    ClaimedBack { measures: Measures },
-    Released { proof: FenceProof, reason: String },
+    Busy {
+        holder: String,
+    },
+    Sealed {
+        file: StateFileRef,
+        measures: Measures,
+    },
+    Loaded {
+        measures: Measures,
+    },
+    Activated {
+        measures: Measures,
+    },
+    ClaimedBack {
+        measures: Measures,
+    },
+    Released {
+        proof: FenceProof,
+        reason: String,
+    },
     /// The guest was asked to shut down, and has until then.
-    Asked { until: u64 },
+    Asked {
+        until: u64,
+    },
     GuestEnded,
     Purged,
     /// The step could not be done, and it is known that it was not.
-    Failed { error: String, retry: Retry },
+    Failed {
+        error: String,
+        retry: Retry,
+    },
     /// The node of the VM's runner was lost while the task worked.
-    RunnerLost { node: NodeId },
+    RunnerLost {
+        node: NodeId,
+    },
     /// The deadline of the step has passed.
     TimedOut,
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bellwether_core::command::Change;
-use bellwether_core::{Command, MemberRole, State};
+use bellwether_core::{Command, State};
+use bellwether_types::MemberRole;
 use openraft::EntryPayload;
 use openraft::vote::RaftLeaderId;
 

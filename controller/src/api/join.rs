@@ -4,12 +4,13 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bellwether_core::Outcome;
 use bellwether_core::command::Change;
-use bellwether_core::{MemberRole, Outcome, Ports};
 use bellwether_member::{CERTIFICATE_DAYS, not_started};
-use bellwether_pki::{ConnectInfo, Identity, JoinSecret, Role, Validity, VerifiedCsr};
+use bellwether_pki::{ConnectInfo, Identity, JoinSecret, Validity, VerifiedCsr};
 use bellwether_proto::v1;
 use bellwether_proto::v1::join_server::Join;
+use bellwether_types::{MemberRole, Ports};
 use tonic::{Request, Response, Status};
 
 use super::{commit, view};
@@ -88,11 +89,7 @@ impl JoinApi {
         csr: &VerifiedCsr,
     ) -> Result<v1::JoinReply, Status> {
         let member = &self.controller.member;
-        let pki_role = match role {
-            MemberRole::Controller => Role::Controller,
-            MemberRole::Agent => Role::Agent,
-        };
-        let identity = Identity { cluster: member.cluster_id, role: pki_role, id, name };
+        let identity = Identity { cluster: member.cluster_id, role: role.into(), id, name };
         let certificate = self.sign(&identity, csr)?;
         let state = self.controller.state();
         // Every controller signs for later newcomers, so each of them holds the CA's key.
@@ -114,11 +111,8 @@ impl JoinApi {
 }
 
 fn member_role(word: &str) -> Result<MemberRole, Status> {
-    match word {
-        "controller" => Ok(MemberRole::Controller),
-        "agent" => Ok(MemberRole::Agent),
-        _ => Err(Status::invalid_argument(format!("`{word}` is not controller or agent"))),
-    }
+    MemberRole::from_word(word)
+        .ok_or_else(|| Status::invalid_argument(format!("`{word}` is not controller or agent")))
 }
 
 fn address(text: &str) -> Result<String, Status> {
@@ -130,6 +124,5 @@ fn address(text: &str) -> Result<String, Status> {
 
 fn ports(ports: Option<v1::Ports>) -> Result<Ports, Status> {
     let ports = ports.ok_or_else(|| Status::invalid_argument("the field `ports` is missing"))?;
-    let ports = bellwether_member::Ports::try_from(ports).map_err(Status::from)?;
-    Ok(Ports { api: ports.api, raft: ports.raft, join: ports.join, agent: ports.agent })
+    Ok(Ports::try_from(ports)?)
 }

@@ -100,7 +100,8 @@ impl Nodes for NodesApi {
             commit(&self.controller, Change::NodeOnline { node, boot_id }).await?;
         }
         let grants = reconcile::grants(&self.controller.state(), node, boot_id);
-        let grant = |(vm, epoch): (VmId, Epoch)| v1::Grant { vm_id: vm.to_string(), epoch: epoch.0 };
+        let grant =
+            |(vm, epoch): (VmId, Epoch)| v1::Grant { vm_id: vm.to_string(), epoch: epoch.0 };
         let grants = grants.into_iter().map(grant).collect();
         Ok(Response::new(v1::RenewReply { grants, ..reply }))
     }

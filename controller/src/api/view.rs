@@ -8,17 +8,11 @@ use bellwether_proto::v1;
 use bellwether_types::VmState;
 
 pub fn member(member: &Member) -> v1::Member {
-    let ports = member.ports;
     v1::Member {
         id: member.id,
         name: member.name.clone(),
         address: member.address.clone(),
-        ports: Some(v1::Ports {
-            api: ports.api.into(),
-            raft: ports.raft.into(),
-            join: ports.join.into(),
-            agent: ports.agent.into(),
-        }),
+        ports: Some(member.ports.into()),
     }
 }
 

@@ -78,7 +78,9 @@ impl Executor {
     async fn act(&self, task: &Task, action: Action) {
         let orders = Orders::new(&self.controller, self.leadership, task);
         let result = match action {
-            Action::Seal { source, load_at } => return self.seal(task, orders, source, load_at).await,
+            Action::Seal { source, load_at } => {
+                return self.seal(task, orders, source, load_at).await;
+            }
             Action::Activate { attempt, release } => {
                 return self.activate(task, orders, attempt, release).await;
             }

@@ -97,8 +97,7 @@ impl<'a> Orders<'a> {
     }
 
     pub async fn seal(&self, source: &Runner) -> Result<Sealed> {
-        let request =
-            v1::SealRequest { order: self.order(source.epoch), storage: self.storage() };
+        let request = v1::SealRequest { order: self.order(source.epoch), storage: self.storage() };
         let mut agent = self.agent(source.node)?;
         let begun = Instant::now();
         let reply = agent.seal(within(SEAL, request)).await.map_err(failure)?.into_inner();
@@ -118,10 +117,8 @@ impl<'a> Orders<'a> {
     }
 
     pub async fn load(&self, attempt: Attempt, file: &StateFileRef) -> Result<StepEvent> {
-        let request = v1::LoadStateRequest {
-            order: self.order(attempt.epoch),
-            file: Some(file.into()),
-        };
+        let request =
+            v1::LoadStateRequest { order: self.order(attempt.epoch), file: Some(file.into()) };
         let mut agent = self.agent(attempt.node)?;
         let reply = agent.load_state(within(SHORT, request)).await.map_err(failure)?.into_inner();
         let measures = Measures::from([("load_us".into(), reply.load_us)]);
@@ -160,7 +157,12 @@ impl<'a> Orders<'a> {
     }
 
     /// The parts of the outage after the seal, and the whole as this leader saw it.
-    fn outage(&self, timings: &v1::ActivateTimings, committed_at: u64, running_at: u64) -> Measures {
+    fn outage(
+        &self,
+        timings: &v1::ActivateTimings,
+        committed_at: u64,
+        running_at: u64,
+    ) -> Measures {
         let mut measures = Measures::from([
             ("lock_us".into(), timings.lock_us),
             ("resume_us".into(), timings.resume_us),
@@ -224,12 +226,9 @@ impl<'a> Orders<'a> {
     }
 
     pub async fn ask_guest(&self, runner: &Runner) -> Result<StepEvent> {
-        let ended = self.controller.observed().vm(
-            self.task.vm,
-            runner.node,
-            runner.boot_id,
-            runner.epoch,
-        ) == Seen::Ended;
+        let ended =
+            self.controller.observed().vm(self.task.vm, runner.node, runner.boot_id, runner.epoch)
+                == Seen::Ended;
         if !ended {
             let request = v1::ShutdownVmRequest { order: self.order(runner.epoch) };
             let mut agent = self.agent(runner.node)?;
@@ -337,9 +336,7 @@ fn failure(status: Status) -> Failure {
     let error = status.message().to_owned();
     match status.code() {
         code if is_unknown(code) => Failure::Unknown(format!("{code:?}: {error}")),
-        Code::DataLoss | Code::InvalidArgument => {
-            Failure::Refused { error, retry: Retry::Never }
-        }
+        Code::DataLoss | Code::InvalidArgument => Failure::Refused { error, retry: Retry::Never },
         _ => Failure::Refused { error, retry: Retry::OtherNode },
     }
 }

@@ -1,12 +1,11 @@
 //! `member.toml`: who this member is and how it reaches the others.
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use bellwether_pki::{IdentityFiles, Role};
 use bellwether_types::spec::NAME_LEN_MAX;
-use bellwether_types::{ClusterId, NodeId};
+use bellwether_types::{ClusterId, MemberRole, NodeId, Ports};
 use serde::{Deserialize, Serialize};
 
 use crate::MemberError;
@@ -14,72 +13,6 @@ use crate::files::write_atomic;
 
 /// The name of the configuration in a data directory.
 pub const MEMBER_FILE: &str = "member.toml";
-
-/// What a member does. An administrator is no member, so there is no word for it here.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MemberRole {
-    /// Holds replicated state and decides.
-    Controller,
-    /// Runs VMs on its host.
-    Agent,
-}
-
-impl MemberRole {
-    /// The word on the wire and in files.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Controller => "controller",
-            Self::Agent => "agent",
-        }
-    }
-}
-
-impl fmt::Display for MemberRole {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-impl From<MemberRole> for Role {
-    fn from(role: MemberRole) -> Self {
-        match role {
-            MemberRole::Controller => Self::Controller,
-            MemberRole::Agent => Self::Agent,
-        }
-    }
-}
-
-/// The TCP ports of a host. A member listens only on those of its role.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Ports {
-    /// Administration and nodes (controllers).
-    pub api: u16,
-    /// Raft (controllers).
-    pub raft: u16,
-    /// Joining (controllers).
-    pub join: u16,
-    /// Commands of the controller (agents).
-    pub agent: u16,
-}
-
-impl Default for Ports {
-    fn default() -> Self {
-        Self { api: 7400, raft: 7401, join: 7402, agent: 7410 }
-    }
-}
-
-impl Ports {
-    fn problem(&self) -> Option<String> {
-        let ports = [self.api, self.raft, self.join, self.agent];
-        if ports.contains(&0) {
-            return Some("a port is 0; give each a number from 1 to 65535".into());
-        }
-        let twice = ports.iter().enumerate().find(|(i, port)| ports[..*i].contains(port));
-        twice.map(|(_, port)| format!("the port {port} is given twice; each service needs its own"))
-    }
-}
 
 /// A controller that this member knows and can turn to.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -23,10 +23,9 @@ mod init;
 mod join;
 mod wire;
 
+pub use bellwether_types::{MemberRole, Ports};
 pub use call::{CallFailure, not_started};
-pub use config::{
-    KnownController, MEMBER_FILE, MemberConfig, MemberRole, Ports, check_name, open_member,
-};
+pub use config::{KnownController, MEMBER_FILE, MemberConfig, check_name, open_member};
 pub use error::MemberError;
 pub use files::{create_private_dir, write_atomic};
 pub use init::{AdminFiles, CERTIFICATE_DAYS, InitOptions, InitReport, init_cluster};

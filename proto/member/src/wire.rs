@@ -3,42 +3,7 @@
 use bellwether_proto::{ConvertError, v1};
 use bellwether_types::NodeId;
 
-use crate::{KnownController, Ports};
-
-impl From<Ports> for v1::Ports {
-    fn from(ports: Ports) -> Self {
-        Self {
-            api: ports.api.into(),
-            raft: ports.raft.into(),
-            join: ports.join.into(),
-            agent: ports.agent.into(),
-        }
-    }
-}
-
-impl TryFrom<v1::Ports> for Ports {
-    type Error = ConvertError;
-
-    fn try_from(ports: v1::Ports) -> Result<Self, ConvertError> {
-        Ok(Self {
-            api: port("ports.api", ports.api)?,
-            raft: port("ports.raft", ports.raft)?,
-            join: port("ports.join", ports.join)?,
-            agent: port("ports.agent", ports.agent)?,
-        })
-    }
-}
-
-fn port(field: &'static str, value: u32) -> Result<u16, ConvertError> {
-    match u16::try_from(value) {
-        Ok(0) | Err(_) => Err(ConvertError::Invalid {
-            field,
-            value: value.to_string(),
-            expected: "a port is a number from 1 to 65535",
-        }),
-        Ok(port) => Ok(port),
-    }
-}
+use crate::KnownController;
 
 impl From<&KnownController> for v1::Member {
     fn from(controller: &KnownController) -> Self {
@@ -72,6 +37,7 @@ impl TryFrom<v1::Member> for KnownController {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Ports;
 
     #[test]
     fn a_member_survives_the_wire_and_a_bad_one_does_not_pass() {

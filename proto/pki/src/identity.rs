@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use bellwether_types::ClusterId;
+use bellwether_types::{ClusterId, MemberRole};
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -35,6 +35,15 @@ impl Role {
             Self::Controller => "controller",
             Self::Agent => "agent",
             Self::Admin => "admin",
+        }
+    }
+}
+
+impl From<MemberRole> for Role {
+    fn from(role: MemberRole) -> Self {
+        match role {
+            MemberRole::Controller => Self::Controller,
+            MemberRole::Agent => Self::Agent,
         }
     }
 }

@@ -6,9 +6,11 @@
 #![forbid(unsafe_code)]
 
 pub mod ids;
+pub mod member;
 pub mod spec;
 pub mod states;
 
 pub use ids::{BootId, ClusterId, Epoch, Id, NodeId, TaskId, VmId};
+pub use member::{MemberRole, Ports};
 pub use spec::{DiskFormat, DiskSpec, RestartPolicy, SpecError, VmSpec};
 pub use states::{Arbiter, FenceProof, NodePhase, StateFileRef, VmState};

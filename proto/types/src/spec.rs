@@ -67,11 +67,15 @@ pub struct VmSpec {
 /// Why a specification is refused. The text is for the administrator.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SpecError {
-    #[error("VM name `{0}`: use 1 to {NAME_LEN_MAX} letters, digits and hyphens, starting with a letter or digit")]
+    #[error(
+        "VM name `{0}`: use 1 to {NAME_LEN_MAX} letters, digits and hyphens, starting with a letter or digit"
+    )]
     Name(String),
     #[error("VM {name}: {vcpus} vCPUs; give 1 to {VCPUS_MAX}")]
     Vcpus { name: String, vcpus: u32 },
-    #[error("VM {name}: {memory_mib} MiB of memory; give a multiple of {MEMORY_STEP_MIB} MiB, at least {MEMORY_STEP_MIB}")]
+    #[error(
+        "VM {name}: {memory_mib} MiB of memory; give a multiple of {MEMORY_STEP_MIB} MiB, at least {MEMORY_STEP_MIB}"
+    )]
     Memory { name: String, memory_mib: u64 },
     #[error("VM {name}: {what} `{path}` is not an absolute path")]
     RelativePath { name: String, what: &'static str, path: String },
@@ -118,7 +122,10 @@ impl VmSpec {
         };
         absolute("kernel", &self.kernel)?;
         if self.disks.len() > DISKS_MAX {
-            return Err(SpecError::TooManyDisks { name: self.name.clone(), count: self.disks.len() });
+            return Err(SpecError::TooManyDisks {
+                name: self.name.clone(),
+                count: self.disks.len(),
+            });
         }
         let mut seen = BTreeSet::new();
         for disk in &self.disks {
@@ -163,7 +170,10 @@ mod tests {
     fn bounds_are_checked() {
         assert_eq!(spec().validate(), Ok(()));
         for bad in ["", "-a", "a b", "ä"] {
-            assert!(matches!(VmSpec { name: bad.into(), ..spec() }.validate(), Err(SpecError::Name(_))));
+            assert!(matches!(
+                VmSpec { name: bad.into(), ..spec() }.validate(),
+                Err(SpecError::Name(_))
+            ));
         }
         for memory_mib in [0, 3] {
             let refused = VmSpec { memory_mib, ..spec() }.validate();

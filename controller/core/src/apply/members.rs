@@ -1,10 +1,10 @@
 //! Commands about the cluster, its controllers and its nodes.
 
-use bellwether_types::{BootId, FenceProof, NodeId};
+use bellwether_types::{BootId, FenceProof, MemberRole, NodeId, Ports};
 
 use super::{About, Applied};
 use crate::command::{Outcome, Registration, Rejection, RejectionKind};
-use crate::state::{Cluster, Level, Liveness, Member, MemberRole, Node, Ports, State, Token};
+use crate::state::{Cluster, Level, Liveness, Member, Node, State, Token};
 
 /// Used and expired tokens are forgotten this long after they expired, milliseconds.
 const TOKEN_MEMORY_MS: u64 = 24 * 3_600 * 1_000;
@@ -20,7 +20,9 @@ impl State {
         if let Some(old) = &self.cluster {
             return match old.id == cluster.id {
                 true => Ok(Outcome::Unchanged),
-                false => Err(Rejection::conflict(format!("this is the cluster {} already", old.name))),
+                false => {
+                    Err(Rejection::conflict(format!("this is the cluster {} already", old.name)))
+                }
             };
         }
         self.next_member = first.id + 1;
@@ -194,7 +196,8 @@ impl State {
         let Some(node) = self.nodes.get_mut(&id) else {
             return Ok(Outcome::Unchanged);
         };
-        let back = matches!(node.liveness, Liveness::Unknown { .. }) && node.boot_id == Some(boot_id);
+        let back =
+            matches!(node.liveness, Liveness::Unknown { .. }) && node.boot_id == Some(boot_id);
         if !back {
             return Ok(Outcome::Unchanged);
         }
@@ -234,7 +237,8 @@ impl State {
         let proof = FenceProof::Operator { who: who.clone() };
         node.liveness = Liveness::Fenced { proof };
         let name = node.name.clone();
-        let text = format!("{who} asserted that {name} is down; its VMs start elsewhere on that word");
+        let text =
+            format!("{who} asserted that {name} is down; its VMs start elsewhere on that word");
         self.event(at, Level::Warn, About::node(&name), text);
         Ok(Outcome::Done)
     }

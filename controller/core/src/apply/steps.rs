@@ -33,7 +33,8 @@ enum Next {
 
 impl State {
     pub(super) fn advance(&mut self, at: u64, id: TaskId, no: u32, event: StepEvent) -> Applied {
-        let current = self.tasks.get(&id).filter(|task| task.outcome.is_none() && task.step_no == no);
+        let current =
+            self.tasks.get(&id).filter(|task| task.outcome.is_none() && task.step_no == no);
         let Some(mut task) = current.cloned() else {
             return Ok(Outcome::Unchanged);
         };
@@ -60,7 +61,8 @@ impl State {
             Next::Step(step) => task.step = step,
             Next::Later(reason) => {
                 task.retry_at = at + backoff_ms(task.failures.max(1));
-                news = (vm.pending.as_ref() != Some(&reason)).then(|| (Level::Warn, reason.clone()));
+                news =
+                    (vm.pending.as_ref() != Some(&reason)).then(|| (Level::Warn, reason.clone()));
                 task.say(at, &reason);
                 vm.pending = Some(reason);
             }
@@ -109,7 +111,9 @@ impl State {
             (Step::ClaimBack { source, file, error, .. }, event) => {
                 claimed_back(task, vm, source, ClaimedBack { file, error }, event)
             }
-            (Step::Abandon { attempt, error, then }, _) => self.abandoned(task, vm, attempt, error, then),
+            (Step::Abandon { attempt, error, then }, _) => {
+                self.abandoned(task, vm, attempt, error, then)
+            }
             (Step::AskGuest, StepEvent::Asked { until }) => {
                 task.say(at, "the guest was asked to shut down");
                 Next::Step(Step::AwaitGuest { until })
@@ -133,7 +137,10 @@ impl State {
             StepEvent::Chosen { node } => {
                 let attempt = Attempt { node, epoch: vm.next_epoch() };
                 task.destination = Some(node);
-                task.say(at, format!("{} is chosen, epoch {}", self.node_name(node), attempt.epoch));
+                task.say(
+                    at,
+                    format!("{} is chosen, epoch {}", self.node_name(node), attempt.epoch),
+                );
                 Next::Step(Step::Prepare(attempt))
             }
             StepEvent::NoNode { reason } => no_node(task, vm, reason),

@@ -72,11 +72,12 @@ impl State {
 
     fn check_disks_free(&self, spec: &VmSpec) -> Result<(), Rejection> {
         for disk in &spec.disks {
-            let shared = |other: &Vm| {
-                other.spec.disks.iter().any(|theirs| {
-                    theirs.path == disk.path && !(theirs.read_only && disk.read_only)
-                })
-            };
+            let shared =
+                |other: &Vm| {
+                    other.spec.disks.iter().any(|theirs| {
+                        theirs.path == disk.path && !(theirs.read_only && disk.read_only)
+                    })
+                };
             if let Some(other) = self.vms.values().find(|other| shared(other)) {
                 return Err(Rejection::conflict(format!(
                     "VM {}: the disk {} belongs to VM {}; two VMs may share a disk only if both \
@@ -150,7 +151,11 @@ impl State {
             _ => None,
         };
         let vm_name = vm.spec.name.clone();
-        let text = format!("{} of VM {vm_name} begins, asked for by {}", request.kind.as_str(), request.by);
+        let text = format!(
+            "{} of VM {vm_name} begins, asked for by {}",
+            request.kind.as_str(),
+            request.by
+        );
         let mut task = Task {
             id,
             kind: request.kind,
@@ -193,9 +198,9 @@ fn first_step(state: &State, vm: &Vm, request: &TaskRequest) -> Result<Step, Ref
     match (request.kind, &vm.place) {
         (TaskKind::Start, Place::Stopped) => Ok(Step::Choose),
         (TaskKind::Start, Place::Runner(_)) => Err(Refusal::Nothing),
-        (TaskKind::Start, Place::Sealed { .. }) => because(format!(
-            "VM {name} is saved; continue it with `bell vm restore {name}`"
-        )),
+        (TaskKind::Start, Place::Sealed { .. }) => {
+            because(format!("VM {name} is saved; continue it with `bell vm restore {name}`"))
+        }
         (TaskKind::Restore, Place::Sealed { .. }) => Ok(Step::Choose),
         (TaskKind::Restore, Place::Runner(_)) => Err(Refusal::Nothing),
         (TaskKind::Restore, _) => because(format!("VM {name} is not saved")),
@@ -214,15 +219,19 @@ fn first_step(state: &State, vm: &Vm, request: &TaskRequest) -> Result<Step, Ref
         (TaskKind::Save, Place::Sealed { .. }) => Err(Refusal::Nothing),
         (TaskKind::Failover, Place::Runner(_) | Place::Revoked(_)) => Ok(Step::Choose),
         (TaskKind::Delete, Place::Stopped | Place::Sealed { .. }) => Ok(Step::Choose),
-        (TaskKind::Delete, _) => because(format!(
-            "VM {name} is running; stop it first with `bell vm stop {name}`"
-        )),
-        (kind, _) => because(format!("VM {name} is not running; {} needs it to run", kind.as_str())),
+        (TaskKind::Delete, _) => {
+            because(format!("VM {name} is running; stop it first with `bell vm stop {name}`"))
+        }
+        (kind, _) => {
+            because(format!("VM {name} is not running; {} needs it to run", kind.as_str()))
+        }
     }
 }
 
 fn paused(name: &str, done: &str) -> String {
-    format!("VM {name} is paused and cannot be {done}; resume it first with `bell vm resume {name}`")
+    format!(
+        "VM {name} is paused and cannot be {done}; resume it first with `bell vm resume {name}`"
+    )
 }
 
 fn migration(
@@ -236,10 +245,9 @@ fn migration(
         return Err(Refusal::Because(paused(name, "moved")));
     }
     match request.node {
-        Some(node) if node == runner.node => Err(Refusal::Because(format!(
-            "VM {name} runs on {} already",
-            state.node_name(node)
-        ))),
+        Some(node) if node == runner.node => {
+            Err(Refusal::Because(format!("VM {name} runs on {} already", state.node_name(node))))
+        }
         _ => Ok(Step::Choose),
     }
 }

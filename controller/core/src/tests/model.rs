@@ -6,14 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bellwether_types::{
-    BootId, Epoch, FenceProof, NodeId, RestartPolicy, StateFileRef, TaskId, VmId, VmSpec, VmState,
+    BootId, Epoch, FenceProof, MemberRole, NodeId, Ports, RestartPolicy, StateFileRef, TaskId,
+    VmId, VmSpec, VmState,
 };
 use uuid::Uuid;
 
 use crate::command::{Change, Command, Registration};
 use crate::observe::{NodeReport, VmReport};
 use crate::saga::{Action, next_action};
-use crate::state::{Member, MemberRole, Ports};
+use crate::state::Member;
 use crate::task::{Measures, Retry, TaskRequest};
 use crate::{Attempt, Observed, Outcome, Place, State, StepEvent, TaskKind, Timing, reconcile};
 
@@ -91,7 +92,8 @@ impl Model {
             now: 1_000_000,
             next_uuid: 1,
         };
-        let first = Member { id: 1, name: "n1".into(), address: "a".into(), ports: Ports::default() };
+        let first =
+            Member { id: 1, name: "n1".into(), address: "a".into(), ports: Ports::default() };
         let id = bellwether_types::ClusterId::from_uuid(model.uuid());
         model.apply(Change::InitCluster { id, name: "c".into(), storage: "/s".into(), first });
         for number in 1..=nodes {
@@ -199,7 +201,8 @@ impl Model {
 
     /// One round of the leader's planner.
     pub fn plan(&mut self) {
-        for change in reconcile::plan(&self.state, &self.observed, &Timing::default(), 0, self.now) {
+        for change in reconcile::plan(&self.state, &self.observed, &Timing::default(), 0, self.now)
+        {
             self.apply(change);
         }
         for stray in reconcile::strays(&self.state, &self.observed) {
@@ -416,7 +419,10 @@ impl Model {
         if self.locks.get(&vm).is_some_and(|(at, e)| *at == node && *e <= attempt.epoch) {
             self.locks.remove(&vm);
         }
-        StepEvent::Released { proof: FenceProof::Released { node, boot_id }, reason: "stopped".into() }
+        StepEvent::Released {
+            proof: FenceProof::Released { node, boot_id },
+            reason: "stopped".into(),
+        }
     }
 
     /// The VMM process dies: its locks go with it.

@@ -103,7 +103,12 @@ fn heal(model: &mut Model) {
 fn check_peace(model: &Model, vms: &[VmId], seed: u64) {
     for vm in vms {
         let record = &model.state.vms[vm];
-        assert_eq!(record.task, None, "seed {seed}: {:?}", model.state.tasks.get(&record.task.unwrap()));
+        assert_eq!(
+            record.task,
+            None,
+            "seed {seed}: {:?}",
+            model.state.tasks.get(&record.task.unwrap())
+        );
         let running = model.running(*vm);
         match record.desired {
             Desired::Running => {
@@ -147,6 +152,9 @@ fn vms_never_run_twice_and_always_come_back() {
     };
     for seed in first..first + count {
         let result = std::panic::catch_unwind(|| run(seed));
-        assert!(result.is_ok(), "replay: BELLWETHER_SEED={seed} cargo test -p bellwether-core random");
+        assert!(
+            result.is_ok(),
+            "replay: BELLWETHER_SEED={seed} cargo test -p bellwether-core random"
+        );
     }
 }

@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 
 use bellwether_core::command::Change;
-use bellwether_core::{Member, MemberRole, Node};
+use bellwether_core::{Member, Node};
 use bellwether_member::not_started;
-use bellwether_pki::{JoinToken, Role};
+use bellwether_pki::JoinToken;
 use bellwether_proto::v1;
-use bellwether_types::VmState;
+use bellwether_types::{MemberRole, VmState};
 use tonic::Status;
 
 use super::AdminApi;
@@ -62,14 +62,11 @@ impl AdminApi {
         &self,
         request: v1::CreateJoinTokenRequest,
     ) -> Result<v1::CreateJoinTokenReply, Status> {
-        let (role, pki_role) = match request.role.as_str() {
-            "controller" => (MemberRole::Controller, Role::Controller),
-            "agent" => (MemberRole::Agent, Role::Agent),
-            other => {
-                return Err(Status::invalid_argument(format!(
-                    "`{other}` is not a role that can join; give controller or agent"
-                )));
-            }
+        let Some(role) = MemberRole::from_word(&request.role) else {
+            return Err(Status::invalid_argument(format!(
+                "`{}` is not a role that can join; give controller or agent",
+                request.role
+            )));
         };
         if request.ttl_s == 0 || request.ttl_s > TOKEN_TTL_S_MAX {
             return Err(Status::invalid_argument(format!(
@@ -77,8 +74,9 @@ impl AdminApi {
                 request.ttl_s
             )));
         }
-        let token = JoinToken::generate(pki_role, self.controller.files.ca_pin(), self.join_ports())
-            .map_err(|error| Status::internal(format!("make a token: {error}")))?;
+        let token =
+            JoinToken::generate(role.into(), self.controller.files.ca_pin(), self.join_ports())
+                .map_err(|error| Status::internal(format!("make a token: {error}")))?;
         let text = token.to_text().map_err(|error| Status::internal(error.to_string()))?;
         let expires_at = self.controller.clock.now_ms() + request.ttl_s * 1_000;
         let hash = *token.secret_hash().as_bytes();

@@ -133,7 +133,10 @@ impl Admin for AdminApi {
         self.delete(&request.into_inner().vm, who).await.map(Response::new)
     }
 
-    async fn list_tasks(&self, request: Request<v1::ListTasksRequest>) -> Answer<v1::ListTasksReply> {
+    async fn list_tasks(
+        &self,
+        request: Request<v1::ListTasksRequest>,
+    ) -> Answer<v1::ListTasksReply> {
         Ok(Response::new(self.tasks(request.into_inner().all)))
     }
 
@@ -143,10 +146,7 @@ impl Admin for AdminApi {
 
     type WatchTaskStream = BoxStream<v1::Task>;
 
-    async fn watch_task(
-        &self,
-        request: Request<v1::TaskRequest>,
-    ) -> Answer<Self::WatchTaskStream> {
+    async fn watch_task(&self, request: Request<v1::TaskRequest>) -> Answer<Self::WatchTaskStream> {
         self.watch(request.into_inner().id).map(Response::new)
     }
 

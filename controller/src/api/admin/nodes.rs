@@ -28,11 +28,7 @@ impl AdminApi {
         Ok(v1::NodeReply { node: Some(node), tasks })
     }
 
-    pub(super) async fn cordon(
-        &self,
-        name: &str,
-        cordoned: bool,
-    ) -> Result<v1::NodeReply, Status> {
+    pub(super) async fn cordon(&self, name: &str, cordoned: bool) -> Result<v1::NodeReply, Status> {
         let node = self.find_node(name)?.id;
         commit(&self.controller, Change::Cordon { node, cordoned }).await?;
         self.node(name).await

@@ -2,8 +2,8 @@
 
 use bellwether_core::Task;
 use bellwether_proto::v1;
-use bellwether_types::TaskId;
 use bellwether_raft::StateView;
+use bellwether_types::TaskId;
 use futures::{StreamExt, stream};
 use tokio::sync::watch;
 use tonic::Status;

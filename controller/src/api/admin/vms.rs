@@ -60,7 +60,8 @@ impl AdminApi {
     /// is found now and not in the middle of a failover.
     async fn inspect(&self, spec: &VmSpec) -> Result<(), Status> {
         let state = self.controller.state();
-        let may = |id: &NodeId| spec.possible_owners.is_empty() || spec.possible_owners.contains(id);
+        let may =
+            |id: &NodeId| spec.possible_owners.is_empty() || spec.possible_owners.contains(id);
         let mut nodes = state.nodes.values().filter(|node| node.is_online() && may(&node.id));
         let Some(node) = nodes.next() else { return Ok(()) };
         match orders::inspect(&self.controller, node, spec).await {
