@@ -1,3 +1,6 @@
-//! The virtual machine monitor: one process, one VM.
+//! The virtual machine monitor's command line; see `bellwether-vmm --help`.
+#![forbid(unsafe_code)]
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    bellwether_vmm::cli::main()
+}

@@ -1,0 +1,227 @@
+//! The VMM's own enforcement of its leave to run: the lease's deadline and the epoch.
+//!
+//! A thread sleeps on an absolute CLOCK_BOOTTIME timer until the deadline, and each disk submission
+//! asks [`LeaseGuard::permits`]; neither needs the agent, the driver or the network.
+//!
+//! | arbiter | the page shows | the guest |
+//! |---|---|---|
+//! | lease | our epoch, a deadline ahead | runs until then |
+//! | lease | anything else, or it is corrupt | is held (`lease`) until a new grant |
+//! | lease, storage | a higher epoch than ours | is held (`superseded`) |
+//! | storage, none | anything else | runs: the locks decide |
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use bellwether_lease::{LeasePage, LeaseView};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+
+use crate::clock;
+use crate::gate::{Gate, Hold};
+
+/// How often the page is looked at while there is no leave, for a grant that comes late.
+const EXPIRED_POLL: Duration = Duration::from_millis(20);
+/// How often it is looked at for a higher epoch while no deadline is ahead.
+const EPOCH_POLL: Duration = Duration::from_millis(200);
+
+/// Who decides whether the VM goes on without a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arbiter {
+    /// The locks that the VMM holds.
+    Storage,
+    /// The deadline in the shared page.
+    Lease,
+    /// Nobody: a VMM that works alone.
+    None,
+}
+
+/// Whether the VM may run now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Until this instant, CLOCK_BOOTTIME nanoseconds, if there is an end.
+    Valid {
+        until_ns: Option<u64>,
+    },
+    Expired,
+    Superseded,
+}
+
+/// Decides from what the page says; `None` stands for a corrupt page.
+pub fn judge(arbiter: Arbiter, epoch: u64, page: Option<LeaseView>, now_ns: u64) -> Verdict {
+    match (arbiter, page) {
+        (Arbiter::None, _) => Verdict::Valid { until_ns: None },
+        (_, Some(view)) if epoch != 0 && view.epoch > epoch => Verdict::Superseded,
+        (Arbiter::Storage, _) => Verdict::Valid { until_ns: None },
+        (Arbiter::Lease, Some(LeaseView { epoch: granted, deadline_ns }))
+            if granted == epoch && deadline_ns > now_ns =>
+        {
+            Verdict::Valid { until_ns: Some(deadline_ns) }
+        }
+        (Arbiter::Lease, _) => Verdict::Expired,
+    }
+}
+
+/// The leave of one VMM.
+pub struct LeaseGuard {
+    arbiter: Arbiter,
+    page: Option<LeasePage>,
+    /// The epoch whose locks we hold; 0 before.
+    epoch: AtomicU64,
+    gate: Arc<Gate>,
+    nudge: OwnedFd,
+}
+
+impl LeaseGuard {
+    /// Starts the enforcement. Without a page only `Arbiter::Storage` and `Arbiter::None` make sense.
+    pub fn start(
+        arbiter: Arbiter,
+        page: Option<LeasePage>,
+        gate: Arc<Gate>,
+    ) -> io::Result<Arc<Self>> {
+        let nudge = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let has_page = page.is_some();
+        let guard = Arc::new(Self { arbiter, page, epoch: AtomicU64::new(0), gate, nudge });
+        if has_page {
+            let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC)?;
+            let (watcher, permit) = (Arc::clone(&guard), Arc::clone(&guard));
+            thread::Builder::new().name("lease".into()).spawn(move || watcher.watch(&timer))?;
+            guard.gate.set_permit(Box::new(move || permit.permits()));
+        }
+        Ok(guard)
+    }
+
+    /// Sets the epoch of the locks, and judges anew before it returns.
+    pub fn set_epoch(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::SeqCst);
+        self.enforce();
+        self.wake();
+    }
+
+    /// The deadline that the page shows, or 0.
+    pub fn deadline_ns(&self) -> u64 {
+        self.view().map_or(0, |view| view.deadline_ns)
+    }
+
+    /// Whether a disk may be touched now. If not, the guest is held as well.
+    fn permits(&self) -> bool {
+        let permitted = matches!(self.judge(), Verdict::Valid { .. });
+        if !permitted {
+            self.enforce();
+            // The thread may have looked at the page before this hold: it must look again.
+            self.wake();
+        }
+        permitted
+    }
+
+    fn judge(&self) -> Verdict {
+        judge(self.arbiter, self.epoch.load(Ordering::SeqCst), self.view(), clock::boottime_ns())
+    }
+
+    fn view(&self) -> Option<LeaseView> {
+        self.page.as_ref().and_then(|page| page.read().ok())
+    }
+
+    /// Sets and releases the holds that are ours.
+    fn enforce(&self) -> Verdict {
+        let verdict = self.judge();
+        for (reason, held) in [
+            (Hold::Lease, verdict == Verdict::Expired),
+            (Hold::Superseded, verdict == Verdict::Superseded),
+        ] {
+            self.set_hold(reason, held);
+        }
+        verdict
+    }
+
+    fn set_hold(&self, reason: Hold, held: bool) {
+        if held == self.gate.is_held(reason) {
+            return;
+        }
+        let epoch = self.epoch.load(Ordering::SeqCst);
+        if held {
+            self.gate.hold(reason);
+            tracing::warn!(epoch, ?reason, deadline_ns = self.deadline_ns(), "the guest is held");
+        } else {
+            self.gate.release(reason);
+            tracing::info!(epoch, ?reason, deadline_ns = self.deadline_ns(), "the guest goes on");
+        }
+    }
+
+    fn wake(&self) {
+        // A full counter has woken it already.
+        let _woken = rustix::io::write(&self.nudge, &1u64.to_ne_bytes());
+    }
+
+    fn watch(&self, timer: &OwnedFd) {
+        loop {
+            let wake_at = match self.enforce() {
+                Verdict::Valid { until_ns: Some(deadline) } => deadline,
+                Verdict::Valid { until_ns: None } => {
+                    clock::boottime_ns() + EPOCH_POLL.as_nanos() as u64
+                }
+                _ => clock::boottime_ns() + EXPIRED_POLL.as_nanos() as u64,
+            };
+            if let Err(error) = self.sleep(timer, wake_at) {
+                // Without a timer nobody would end an expired lease.
+                tracing::error!(%error, "the lease timer failed; the guest is held for good");
+                self.gate.hold(Hold::Lease);
+                return;
+            }
+        }
+    }
+
+    fn sleep(&self, timer: &OwnedFd, wake_at_ns: u64) -> io::Result<()> {
+        let it_value = Timespec {
+            tv_sec: (wake_at_ns / 1_000_000_000) as i64,
+            tv_nsec: (wake_at_ns % 1_000_000_000) as i64,
+        };
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let spec = Itimerspec { it_interval: zero, it_value };
+        timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &spec)?;
+        let (timer, nudge) = (timer.as_fd(), self.nudge.as_fd());
+        let mut fds = [PollFd::new(&timer, PollFlags::IN), PollFd::new(&nudge, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut count = [0; 8];
+        let _drained = rustix::io::read(nudge, &mut count);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: LeaseView = LeaseView { epoch: 7, deadline_ns: 1000 };
+
+    #[test]
+    fn a_lease_arbiter_needs_a_grant_of_its_own_epoch() {
+        let lease = |epoch, page, now| judge(Arbiter::Lease, epoch, page, now);
+        assert_eq!(lease(7, Some(PAGE), 999), Verdict::Valid { until_ns: Some(1000) });
+        assert_eq!(lease(7, Some(PAGE), 1000), Verdict::Expired);
+        assert_eq!(lease(8, Some(PAGE), 0), Verdict::Expired);
+        assert_eq!(lease(6, Some(PAGE), 0), Verdict::Superseded);
+        assert_eq!(lease(7, None, 0), Verdict::Expired);
+        assert_eq!(lease(0, Some(PAGE), 0), Verdict::Expired);
+    }
+
+    #[test]
+    fn a_storage_arbiter_stops_for_a_higher_epoch_only() {
+        let storage = |epoch, page, now| judge(Arbiter::Storage, epoch, page, now);
+        let on = Verdict::Valid { until_ns: None };
+        assert_eq!(storage(7, Some(PAGE), 5000), on);
+        assert_eq!(storage(8, Some(PAGE), 5000), on);
+        assert_eq!(storage(7, None, 0), on);
+        assert_eq!(storage(6, Some(PAGE), 0), Verdict::Superseded);
+    }
+}

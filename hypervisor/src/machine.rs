@@ -1,0 +1,203 @@
+//! The whole machine: KVM, memory, devices and vCPU threads, built from a specification.
+//!
+//! Building it takes no locks and runs nothing; the gate stays closed until [`Machine::run`].
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bellwether_memory::{GuestRam, RamError};
+use bellwether_types::VmSpec;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::boot::{self, BootError};
+use crate::devices::Bus;
+use crate::devices::block::{Block, Caching, Disk, DiskError};
+use crate::devices::pci::{ConfigPorts, PciBus, PciDevice};
+use crate::devices::power::{AcpiPm, I8042};
+use crate::devices::serial::{Console, OutputFile, Serial};
+use crate::devices::virtio::{Link, Msix, VirtioDevice, VirtioPci};
+use crate::gate::{Gate, Hold};
+use crate::kvm::{GuestBus, KvmError, Vm};
+use crate::layout;
+use crate::vcpus::{EndSink, Vcpus};
+
+/// Why a machine cannot be built or booted.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    #[error("open the serial output {path}: {source}")]
+    SerialFile { path: PathBuf, source: io::Error },
+    #[error("{what}: {source}")]
+    Host { what: &'static str, source: io::Error },
+}
+
+/// Where the serial output goes, besides the console's ring.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum SerialOutput {
+    #[default]
+    RingOnly,
+    /// Appended to a file.
+    File(PathBuf),
+    /// The VMM's own standard output; given by the command line only.
+    Stdout,
+}
+
+/// One disk as a device and its transport.
+pub struct DiskUnit {
+    pub block: Arc<Block>,
+    pub transport: Arc<VirtioPci>,
+}
+
+/// A machine that can boot, be restored into, run, and be saved.
+pub struct Machine {
+    pub spec: VmSpec,
+    pub vm: Arc<Vm>,
+    pub ram: Arc<GuestRam>,
+    pub gate: Arc<Gate>,
+    pub vcpus: Vcpus,
+    pub serial: Arc<Serial>,
+    pub acpi_pm: Arc<AcpiPm>,
+    pub config_ports: Arc<ConfigPorts>,
+    pub disks: Vec<DiskUnit>,
+    /// The registers of a vCPU's saved state; asked once, it does not change.
+    pub msrs: Vec<u32>,
+}
+
+impl Machine {
+    /// Builds everything; `on_end` hears when the guest ends.
+    pub fn build(
+        spec: VmSpec,
+        serial: &SerialOutput,
+        caching: Caching,
+        on_end: &EndSink,
+    ) -> Result<Self, MachineError> {
+        let gate = Arc::new(Gate::new());
+        // Disks first: the cheapest to refuse.
+        let open = |(index, disk)| Disk::open(index, disk, caching);
+        let disks = spec.disks.iter().enumerate().map(open);
+        let disks = disks.collect::<Result<Vec<_>, _>>()?;
+        let ram = Arc::new(GuestRam::new(spec.memory_mib << 20)?);
+        let vm = Arc::new(Vm::new(&ram)?);
+        let serial = Arc::new(build_serial(&vm, serial)?);
+        let acpi_pm = Arc::new(AcpiPm::new(Arc::clone(&vm.irq)));
+        let disks = (1..).zip(disks).map(|(slot, disk)| build_disk(&vm, &ram, &gate, disk, slot));
+        let disks = disks.collect::<Result<Vec<_>, _>>()?;
+        let pci = PciBus::new(
+            disks.iter().map(|unit| Arc::clone(&unit.transport) as Arc<dyn PciDevice>).collect(),
+        );
+        let pci = Arc::new(pci);
+        let config_ports = Arc::new(ConfigPorts::new(Arc::clone(&pci)));
+        let bus = build_bus(pci, &serial, &acpi_pm, &config_ports);
+        let vcpus = build_vcpus(&vm, &spec, &gate, &bus, on_end)?;
+        let msrs = vm.msrs_to_save()?;
+        Ok(Self { spec, vm, ram, gate, vcpus, serial, acpi_pm, config_ports, disks, msrs })
+    }
+
+    /// Loads the kernel and sets the boot processor on its entry.
+    pub fn prepare_boot(&self) -> Result<(), MachineError> {
+        let vcpus = self.spec.vcpus as u8;
+        let entry = boot::load(self.ram.memory(), &self.spec.kernel, &self.spec.cmdline, vcpus)?;
+        for vcpu in self.vcpus.stopped().take(1) {
+            vcpu.set_pvh_entry(entry.address, entry.start_info)?;
+        }
+        Ok(())
+    }
+
+    /// Wakes the devices and opens the gate.
+    pub fn run(&self) {
+        self.wake_devices();
+        self.gate.release(Hold::NotStarted);
+    }
+
+    /// Before the guest goes on after a stop: tells its clock, and kicks every queue both ways.
+    pub fn wake_devices(&self) {
+        for vcpu in self.vcpus.idle() {
+            vcpu.note_paused();
+        }
+        for unit in &self.disks {
+            unit.transport.kick();
+        }
+    }
+}
+
+fn host(what: &'static str) -> impl Fn(io::Error) -> MachineError {
+    move |source| MachineError::Host { what, source }
+}
+
+fn build_serial(vm: &Vm, output: &SerialOutput) -> Result<Serial, MachineError> {
+    let file = match output {
+        SerialOutput::RingOnly => None,
+        SerialOutput::File(path) => {
+            let file = File::options().create(true).append(true).open(path);
+            let file =
+                file.map_err(|source| MachineError::SerialFile { path: path.clone(), source })?;
+            Some(OutputFile { file, unbuffered: false })
+        }
+        SerialOutput::Stdout => {
+            let stdout = rustix::io::dup(rustix::stdio::stdout());
+            let file = stdout.map_err(|error| host("use standard output")(error.into()))?;
+            Some(OutputFile { file: File::from(file), unbuffered: true })
+        }
+    };
+    let interrupt = EventFd::new(EFD_NONBLOCK).map_err(host("create the serial interrupt"))?;
+    vm.irq.add_line(&interrupt, layout::SERIAL_IRQ)?;
+    Ok(Serial::new(interrupt, Arc::new(Console::new(file))))
+}
+
+fn build_disk(
+    vm: &Arc<Vm>,
+    ram: &GuestRam,
+    gate: &Arc<Gate>,
+    disk: Disk,
+    slot: usize,
+) -> Result<DiskUnit, MachineError> {
+    const QUEUES: usize = 1;
+    let memory = ram.memory().clone();
+    let link = Link::new(Msix::new(Arc::clone(&vm.irq), QUEUES + 1)?, QUEUES);
+    let block = Block::new(disk, memory.clone(), Arc::clone(gate), Arc::clone(&link));
+    let block = Arc::new(block.map_err(host("start a disk's worker"))?);
+    let device = Arc::clone(&block) as Arc<dyn VirtioDevice>;
+    let transport = Arc::new(VirtioPci::new(device, link, Arc::clone(vm), memory, slot)?);
+    Ok(DiskUnit { block, transport })
+}
+
+fn build_bus(
+    pci: Arc<PciBus>,
+    serial: &Arc<Serial>,
+    acpi_pm: &Arc<AcpiPm>,
+    config_ports: &Arc<ConfigPorts>,
+) -> Arc<dyn GuestBus> {
+    let mut bus = Bus::new(pci);
+    let serial_ports = layout::SERIAL_PORT..layout::SERIAL_PORT + 8;
+    bus.attach(serial_ports, Arc::clone(serial) as _);
+    bus.attach(layout::PM1_EVENT_PORT..layout::PM1_CONTROL_PORT + 2, Arc::clone(acpi_pm) as _);
+    bus.attach(ConfigPorts::PORTS, Arc::clone(config_ports) as _);
+    bus.attach(0x60..0x65, Arc::new(I8042));
+    Arc::new(bus)
+}
+
+fn build_vcpus(
+    vm: &Vm,
+    spec: &VmSpec,
+    gate: &Arc<Gate>,
+    bus: &Arc<dyn GuestBus>,
+    on_end: &EndSink,
+) -> Result<Vcpus, MachineError> {
+    let count = spec.vcpus as u8;
+    let mut vcpus = Vec::with_capacity(usize::from(count));
+    for id in 0..count {
+        let mut vcpu = vm.create_vcpu(id)?;
+        vcpu.set_cpuid(vm.guest_cpuid(id, count)?)?;
+        vcpus.push(vcpu);
+    }
+    Vcpus::start(vcpus, gate, bus, on_end).map_err(host("start a vCPU's thread"))
+}

@@ -1,0 +1,92 @@
+//! Programs that run whole clusters: the demonstration and the benchmarks.
+
+use anyhow::{Result, bail};
+
+use crate::command::{cargo, guest_cargo, options, root, run};
+use crate::setup;
+
+const DEMO_HELP: &str = "\
+Three nodes on this machine run, move and rescue a real VM.
+
+Usage: cargo xtask demo [--json] [--keep] [--debug]
+
+Builds what is needed, starts a cluster of three nodes (each with a controller and an agent of its
+own, mutual TLS between all of them, a shared directory as storage), and then creates a VM, moves
+it, kills its node, kills the leader, brings the node back, and saves and restores the VM. Each
+claim is checked; the exit status is 0 only if all of them hold. It leaves nothing behind.
+
+Options:
+  --json   Print the measurements as one JSON object on standard output
+  --keep   Leave the cluster running at the end, and print how to talk to it
+  --debug  Use the debug build, which is quicker to make and slower to run";
+
+const BENCH_HELP: &str = "\
+Measurements.
+
+Usage: cargo xtask bench migrate [--json] [--quick] [--debug]
+
+migrate: how long a guest stands still when it is moved. 20 moves each with 256 MiB, 1 GiB and
+4 GiB of filled memory, and what the same storage gives to a plain direct writer in the same run.
+
+Options:
+  --json   Print the result as one JSON object on standard output
+  --quick  3 moves each with 128 MiB and 256 MiB: only to see that it works
+  --debug  Use the debug build: only to see that it works";
+
+pub fn demo(arguments: &[&str]) -> Result<()> {
+    if !options(arguments, &["--json", "--keep", "--debug"], DEMO_HELP)? {
+        return Ok(());
+    }
+    launch("bellwether-demo", arguments)
+}
+
+pub fn bench(arguments: &[&str]) -> Result<()> {
+    let (name, rest) = match arguments.split_first() {
+        Some((name, rest)) if !name.starts_with('-') => (*name, rest),
+        _ => ("", arguments),
+    };
+    if !options(rest, &["--json", "--quick", "--debug"], BENCH_HELP)? {
+        return Ok(());
+    }
+    match name {
+        "migrate" => launch("bellwether-bench-migrate", rest),
+        "" => bail!("which benchmark?\n\n{BENCH_HELP}"),
+        other => bail!("there is no benchmark `{other}`\n\n{BENCH_HELP}"),
+    }
+}
+
+fn launch(program: &str, arguments: &[&str]) -> Result<()> {
+    setup::ensure_packages()?;
+    setup::check_kvm()?;
+    build_guest()?;
+    let debug = arguments.contains(&"--debug");
+    let mut words = vec!["build", "--bins"];
+    for package in PROGRAM_PACKAGES {
+        words.extend(["-p", package]);
+    }
+    if !debug {
+        words.push("--release");
+    }
+    run(&mut cargo(&words))?;
+    let rest: Vec<&str> = arguments.iter().copied().filter(|word| *word != "--debug").collect();
+    run(std::process::Command::new(target_dir(debug).join(program)).args(rest))
+}
+
+/// The packages whose programs a cluster consists of.
+const PROGRAM_PACKAGES: [&str; 5] = [
+    "bellwether-controller",
+    "bellwether-agent",
+    "bellwether-vmm",
+    "bell",
+    "bellwether-cluster-tests",
+];
+
+fn target_dir(debug: bool) -> std::path::PathBuf {
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into);
+    target.join(if debug { "debug" } else { "release" })
+}
+
+pub fn build_guest() -> Result<()> {
+    run(&mut guest_cargo(&["build", "--release", "--bin", "bellwether-guest"]))
+}
