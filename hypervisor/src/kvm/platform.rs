@@ -7,6 +7,7 @@ use kvm_bindings::{
 use serde::{Deserialize, Serialize};
 
 use super::{KvmError, Vm, call};
+use crate::clock::wall_ns;
 
 /// What belongs to the VM rather than to a vCPU. Saved as kind `platform`, version 1.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -14,8 +15,11 @@ pub struct PlatformStateV1 {
     /// PIC master, PIC slave, IOAPIC.
     pub chips: [kvm_irqchip; 3],
     pub pit: kvm_pit_state2,
-    /// The guest's clock, nanoseconds. It stands still while the VM is saved.
+    /// The guest's clock (`KVM_GET_CLOCK`), nanoseconds.
     pub clock_ns: u64,
+    /// The host's wall clock (CLOCK_REALTIME) at the same moment, nanoseconds. It is the only clock
+    /// that two hosts share.
+    pub wall_ns: u64,
 }
 
 impl Vm {
@@ -30,6 +34,7 @@ impl Vm {
             ],
             pit: self.fd.get_pit2().map_err(call("read the PIT"))?,
             clock_ns: clock.clock,
+            wall_ns: wall_ns(),
         })
     }
 
@@ -41,9 +46,16 @@ impl Vm {
         self.fd.set_pit2(&state.pit).map_err(call("set the PIT"))
     }
 
-    /// Sets the guest's clock; right before the first `KVM_RUN`, because it runs from now on.
+    /// Sets the guest's clock (`KVM_SET_CLOCK`); right before the first `KVM_RUN`, because it runs
+    /// from now on. The time that the VM was stopped has passed for the guest, too: its wall clock
+    /// is right after a move and after a day on the storage. It never goes back, even if the host's
+    /// wall clock did.
     pub fn restore_clock(&self, state: &PlatformStateV1) -> Result<(), KvmError> {
-        let clock = kvm_clock_data { clock: state.clock_ns, ..Default::default() };
+        let stopped_ns = wall_ns().saturating_sub(state.wall_ns);
+        let clock = kvm_clock_data {
+            clock: state.clock_ns.saturating_add(stopped_ns),
+            ..Default::default()
+        };
         self.fd.set_clock(&clock).map_err(call("set the clock"))
     }
 
