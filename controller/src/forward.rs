@@ -23,7 +23,7 @@ use crate::controller::Controller;
 /// Who really asks, as the URI of the certificate.
 const ON_BEHALF_OF: &str = "bellwether-on-behalf-of";
 
-/// How long a request waits for an election to end, in times of the longest election timeout.
+/// How long a request waits for an election to end.
 const ELECTION_PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Clone)]

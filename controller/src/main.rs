@@ -83,7 +83,13 @@ async fn main() -> anyhow::Result<()> {
 async fn join(args: Join) -> anyhow::Result<()> {
     let name = match args.name {
         Some(name) => name,
-        None => std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned(),
+        // The first label, as the agent takes it: both have to come to the same name.
+        None => std::fs::read_to_string("/proc/sys/kernel/hostname")?
+            .trim()
+            .split('.')
+            .next()
+            .unwrap_or_default()
+            .to_owned(),
     };
     let ports = Ports {
         api: args.api_port,

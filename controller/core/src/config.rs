@@ -23,7 +23,7 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             lease_ms: 3_000,
-            suspect_after_ms: 1_200,
+            suspect_after_ms: 1_500,
             shutdown_ms: 60_000,
             lock_wait_ms: 2_000,
             drain_parallel: 2,
@@ -37,8 +37,8 @@ pub enum TimingError {
     #[error("timing: `{0}` must not be 0")]
     Zero(&'static str),
     #[error(
-        "timing: suspect_after_ms ({suspect}) must be at least a third of lease_ms ({lease}), the \
-         pace at which agents renew, or every node is suspected all the time"
+        "timing: suspect_after_ms ({suspect}) must be at least half of lease_ms ({lease}), three \
+         times the pace at which agents renew, or healthy nodes are suspected"
     )]
     SuspectTooEarly { suspect: u64, lease: u64 },
 }
@@ -56,7 +56,7 @@ impl Timing {
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(TimingError::Zero(name));
         }
-        if self.suspect_after_ms < self.lease_ms / 3 {
+        if self.suspect_after_ms < self.lease_ms / 2 {
             return Err(TimingError::SuspectTooEarly {
                 suspect: self.suspect_after_ms,
                 lease: self.lease_ms,

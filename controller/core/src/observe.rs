@@ -22,6 +22,8 @@ pub struct NodeReport {
     pub boot_id: BootId,
     /// The leader's clock when the report came in, milliseconds.
     pub heard_at: u64,
+    /// Grows with every report of one boot, so that one that was held up is not taken for news.
+    pub nonce: u64,
     pub vms: Vec<VmReport>,
 }
 
@@ -29,6 +31,18 @@ pub struct NodeReport {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Observed {
     pub nodes: BTreeMap<NodeId, NodeReport>,
+}
+
+impl Observed {
+    /// Takes note of a report, unless a newer one of the same boot is known.
+    pub fn take(&mut self, node: NodeId, report: NodeReport) {
+        let newer = |known: &NodeReport| {
+            known.boot_id == report.boot_id && report.nonce != 0 && known.nonce > report.nonce
+        };
+        if !self.nodes.get(&node).is_some_and(newer) {
+            self.nodes.insert(node, report);
+        }
+    }
 }
 
 /// What is known of one incarnation of a VM.
@@ -42,6 +56,8 @@ pub enum Seen {
     Ended,
     /// The node has reported and did not name it.
     Absent,
+    /// Its agent cannot say. That is no reason to do anything.
+    Unsure,
     /// This leader has had no report of that node in that boot.
     NoReport,
 }
@@ -66,8 +82,11 @@ impl Observed {
 
 fn life(state: VmState) -> Seen {
     match state {
-        VmState::Running | VmState::Paused | VmState::Saving | VmState::Stopping => Seen::Alive,
-        VmState::Starting | VmState::Restoring | VmState::Saved | VmState::Unknown => Seen::Waiting,
+        VmState::Running | VmState::Paused | VmState::Saving => Seen::Alive,
+        VmState::Starting | VmState::Restoring | VmState::Saved | VmState::Stopping => {
+            Seen::Waiting
+        }
+        VmState::Unknown => Seen::Unsure,
         VmState::Stopped | VmState::Failed => Seen::Ended,
     }
 }

@@ -37,7 +37,7 @@ pub fn plan(
     let mut idle: Vec<&Vm> = state.vms.values().filter(|vm| vm.task.is_none()).collect();
     idle.sort_by_key(|vm| (std::cmp::Reverse(vm.spec.priority), vm.id));
     for vm in &idle {
-        if let Some(kind) = needed(state, observed, vm, now) {
+        if let Some(kind) = needed(state, observed, vm, leading_since, now) {
             changes.push(begin(vm, kind));
         }
     }
@@ -65,13 +65,19 @@ fn silence(
 }
 
 /// The task that a VM without one needs, if any.
-fn needed(state: &State, observed: &Observed, vm: &Vm, now: u64) -> Option<TaskKind> {
+fn needed(
+    state: &State,
+    observed: &Observed,
+    vm: &Vm,
+    leading_since: u64,
+    now: u64,
+) -> Option<TaskKind> {
     match &vm.place {
         Place::Runner(runner) => match is_lost(state, runner) {
             true => Some(TaskKind::Failover),
             // A stop was under way when the node was lost for a while.
             false if vm.desired == Desired::Stopped => Some(TaskKind::Stop),
-            false => ended(observed, vm, runner).then_some(TaskKind::Settle),
+            false => ended(observed, vm, runner, leading_since).then_some(TaskKind::Settle),
         },
         Place::Revoked(_) => Some(TaskKind::Failover),
         Place::Stopped if vm.desired == Desired::Running && is_due(vm.retry_at, now) => {
@@ -93,15 +99,16 @@ fn is_lost(state: &State, runner: &Runner) -> bool {
 }
 
 /// The agent is there and says that the runner is not.
-fn ended(observed: &Observed, vm: &Vm, runner: &Runner) -> bool {
+fn ended(observed: &Observed, vm: &Vm, runner: &Runner, leading_since: u64) -> bool {
+    // The last change may carry another leader's clock; this leader's own beginning never does.
+    let settled_at = vm.changed_at.max(leading_since) + REPORT_LAG_MS;
     match observed.vm(vm.id, runner.node, runner.boot_id, runner.epoch) {
         Seen::Ended => true,
         // A report can be older than the commit that made this runner.
-        Seen::Absent | Seen::Waiting => observed
-            .nodes
-            .get(&runner.node)
-            .is_some_and(|report| report.heard_at > vm.changed_at + REPORT_LAG_MS),
-        Seen::Alive | Seen::NoReport => false,
+        Seen::Absent | Seen::Waiting => {
+            observed.nodes.get(&runner.node).is_some_and(|report| report.heard_at > settled_at)
+        }
+        Seen::Alive | Seen::Unsure | Seen::NoReport => false,
     }
 }
 

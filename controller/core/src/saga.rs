@@ -159,7 +159,7 @@ fn prove(state: &State, observed: &Observed, vm: VmId, old: &Runner) -> Option<A
                 Some(Action::Release(Attempt { node: old.node, epoch: old.epoch }))
             }
             // It has registered and has not reported this VM yet: its next report will tell.
-            Seen::NoReport => Some(Action::Wait { until: u64::MAX }),
+            Seen::Unsure | Seen::NoReport => Some(Action::Wait { until: u64::MAX }),
         },
         _ => None,
     }
@@ -242,6 +242,9 @@ pub(crate) fn after_failure(task: &Task, vm: &Vm, retry: Retry) -> Then {
     match vm.place {
         Place::Runner(_) => Then::Fail,
         Place::Revoked(_) => Then::Retry,
+        Place::Sealed { .. } if task.kind == TaskKind::Migrate && retry != Retry::Never => {
+            Then::Retry
+        }
         _ if patient => Then::Retry,
         _ if named || retry == Retry::Never => Then::Fail,
         _ => Then::Retry,

@@ -105,13 +105,15 @@ pub struct Node {
     /// An administrator wants it empty.
     pub cordoned: bool,
     pub boot_id: Option<BootId>,
+    /// Boots that a later one has ended, the newest last: a late message of one proves nothing.
+    pub past_boots: Vec<BootId>,
     pub memory_mib: u64,
     pub vcpus: u32,
     pub version: String,
 }
 
 impl Node {
-    /// The word for this node's state; `vms` is the number of VMs that it may run.
+    /// The word for this node's state; `vms` is [`State::load_of`] it.
     pub fn phase(&self, vms: usize) -> NodePhase {
         match (&self.liveness, self.cordoned) {
             (Liveness::Joining, _) => NodePhase::Joining,
@@ -278,6 +280,17 @@ impl State {
     /// VMs that this node alone may run.
     pub fn vms_of(&self, node: NodeId) -> impl Iterator<Item = &Vm> {
         self.vms.values().filter(move |vm| vm.place.runner().is_some_and(|r| r.node == node))
+    }
+
+    /// How many VMs keep a node from being empty: those that it may run, and those that it has
+    /// sealed and still holds.
+    pub fn load_of(&self, node: NodeId) -> usize {
+        let held = |vm: &&Vm| match &vm.place {
+            Place::Runner(runner) => runner.node == node,
+            Place::Sealed { sealer: Some(sealer), .. } => vm.task.is_some() && sealer.node == node,
+            _ => false,
+        };
+        self.vms.values().filter(held).count()
     }
 
     /// Tasks that have not ended.

@@ -132,6 +132,26 @@ impl Step {
         }
     }
 
+    /// What follows when an order of this step stays without an answer although its node is online.
+    pub fn given_up(&self, error: String) -> Option<StepEvent> {
+        match self {
+            Self::Prepare(_) | Self::TakeOver(_) | Self::Load(_) => {
+                Some(StepEvent::Failed { error, retry: Retry::OtherNode })
+            }
+            Self::Purge(_) => Some(StepEvent::Failed { error, retry: Retry::OtherNode }),
+            Self::Activate { attempt, .. } | Self::Reap { attempt, .. } => {
+                Some(StepEvent::RunnerLost { node: attempt.node })
+            }
+            Self::ClaimBack { source, .. } => Some(StepEvent::RunnerLost { node: source.node }),
+            Self::Release(runner) => Some(StepEvent::RunnerLost { node: runner.node }),
+            Self::Choose
+            | Self::Seal(_)
+            | Self::Abandon { .. }
+            | Self::AskGuest
+            | Self::AwaitGuest { .. } => None,
+        }
+    }
+
     /// The attempt under way: it uses memory on its node, and its VMM is no stray.
     pub fn attempt(&self) -> Option<Attempt> {
         match self {
@@ -239,6 +259,8 @@ pub struct Task {
     pub destination: Option<NodeId>,
     pub proof: Option<FenceProof>,
     pub outcome: Option<Result<(), String>>,
+    /// When the VM was last changed before this task, by the leader's clock then.
+    pub since: u64,
     pub created_at: u64,
     pub ended_at: u64,
     pub measures: Measures,
@@ -249,6 +271,11 @@ pub struct Task {
 const LOG_MAX: usize = 64;
 
 impl Task {
+    /// Whether it waits for a node or a proof, with nothing under way anywhere.
+    pub fn is_waiting(&self) -> bool {
+        self.step == Step::Choose && self.kind != TaskKind::Delete
+    }
+
     pub(crate) fn say(&mut self, at: u64, text: impl Into<String>) {
         let text = text.into();
         if self.log.last().is_some_and(|(_, last)| *last == text) {

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bellwether_core::Outcome;
 use bellwether_core::command::Change;
-use bellwether_member::{CERTIFICATE_DAYS, not_started};
+use bellwether_member::{CERTIFICATE_DAYS, check_name, not_started};
 use bellwether_pki::{ConnectInfo, Identity, JoinSecret, Validity, VerifiedCsr};
 use bellwether_proto::v1;
 use bellwether_proto::v1::join_server::Join;
@@ -66,8 +66,17 @@ impl Join for JoinApi {
             .map_err(|_| Status::permission_denied("the join token is not one of this cluster"))?;
         let role = member_role(&message.role)?;
         self.require_leader().await?;
+        // Looked up before anything is written: strangers must not fill the log.
+        let hash = *secret.hash().as_bytes();
+        if !self.controller.state().tokens.contains_key(&hash) {
+            return Err(Status::permission_denied(
+                "the join token is not one of this cluster; make a new one with \
+                 `bell cluster join-token`",
+            ));
+        }
+        check_name(&message.name).map_err(Status::invalid_argument)?;
         let change = Change::RedeemToken {
-            hash: *secret.hash().as_bytes(),
+            hash,
             role,
             name: message.name.clone(),
             address: address(&message.address)?,

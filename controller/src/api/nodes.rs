@@ -27,11 +27,17 @@ impl NodesApi {
         Self { controller }
     }
 
-    fn take_note(&self, node: NodeId, boot_id: BootId, vms: Vec<VmReport>) {
+    /// A quorum says, after the request came in, that this controller leads: only then is a grant
+    /// worth anything (protocol 1), and only then does a report count.
+    async fn confirm(&self) -> Result<u64, Status> {
+        let confirmed = self.controller.raft.confirm_leadership().await;
+        confirmed.map(|confirmed| confirmed.term).map_err(|error| not_started(error.to_string()))
+    }
+
+    fn take_note(&self, node: NodeId, boot_id: BootId, nonce: u64, vms: Vec<VmReport>) {
         let heard_at = self.controller.clock.now_ms();
-        self.controller.note(|observed| {
-            observed.nodes.insert(node, NodeReport { boot_id, heard_at, vms });
-        });
+        let report = NodeReport { boot_id, heard_at, nonce, vms };
+        self.controller.note(|observed| observed.take(node, report));
     }
 }
 
@@ -46,6 +52,12 @@ impl Nodes for NodesApi {
         let node = NodeId(identity.id);
         let boot_id = boot_id(&message.boot_id)?;
         let vms = reports(message.vms)?;
+        if message.address.parse::<std::net::IpAddr>().is_err() {
+            return Err(Status::invalid_argument(format!(
+                "the address `{}` of the node is not an IP address",
+                message.address
+            )));
+        }
         let agent_port = u16::try_from(message.agent_port)
             .map_err(|_| Status::invalid_argument("agent_port is not a port"))?;
         let registration = Registration {
@@ -59,7 +71,8 @@ impl Nodes for NodesApi {
             version: message.version,
         };
         // Heard first, online then: the planner must not find an online node that was never heard.
-        self.take_note(node, boot_id, vms);
+        self.confirm().await?;
+        self.take_note(node, boot_id, 0, vms);
         commit(&self.controller, Change::RegisterNode(registration)).await?;
         let state = self.controller.state();
         let storage = state.cluster.as_ref().map(|cluster| cluster.storage.display().to_string());
@@ -77,15 +90,12 @@ impl Nodes for NodesApi {
         let message = request.into_inner();
         let boot_id = boot_id(&message.boot_id)?;
         let vms = reports(message.vms)?;
-        // A quorum says, after the request came in, that this controller leads: only then is a
-        // grant worth anything (protocol 1).
-        let confirmed = self.controller.raft.confirm_leadership().await;
-        let confirmed = confirmed.map_err(|error| not_started(error.to_string()))?;
+        let term = self.confirm().await?;
         let state = self.controller.state();
         let reply = v1::RenewReply {
             nonce: message.nonce,
             lease_ms: self.controller.timing.lease_ms,
-            term: confirmed.term,
+            term,
             grants: vec![],
             controllers: state.controllers.values().map(view::member).collect(),
             register: false,
@@ -95,7 +105,7 @@ impl Nodes for NodesApi {
         else {
             return Ok(Response::new(v1::RenewReply { register: true, ..reply }));
         };
-        self.take_note(node, boot_id, vms);
+        self.take_note(node, boot_id, message.nonce, vms);
         if matches!(known.liveness, Liveness::Unknown { .. }) {
             commit(&self.controller, Change::NodeOnline { node, boot_id }).await?;
         }

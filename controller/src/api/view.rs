@@ -24,7 +24,7 @@ pub fn node(state: &State, observed: &Observed, now: u64, node: &Node) -> v1::No
         id: node.id.0,
         name: node.name.clone(),
         address: node.address.clone(),
-        phase: node.phase(vms.len()).to_string(),
+        phase: node.phase(state.load_of(node.id)).to_string(),
         boot_id: node.boot_id.map(|boot| boot.to_string()).unwrap_or_default(),
         memory_mib: node.memory_mib,
         memory_used_mib: node.memory_mib - free.memory_mib,

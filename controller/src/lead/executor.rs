@@ -8,7 +8,11 @@ use bellwether_core::saga::{Action, next_action};
 use bellwether_core::state::Runner;
 use bellwether_core::{Attempt, Step, StepEvent, Task};
 use bellwether_failpoint as failpoint;
+use bellwether_raft::StateView;
 use bellwether_types::TaskId;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Leadership;
 use super::orders::{Failure, Orders};
@@ -19,19 +23,29 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// An executor that waits looks at the clock this often, although it is woken by every change.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// So long an order to a node that is online may stay without an answer. Then a step that cannot
+/// have let a guest run is tried elsewhere, and one that can have is treated as a lost node: the
+/// locks decide.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 pub struct Executor {
     controller: Arc<Controller>,
     leadership: Leadership,
     id: TaskId,
+    states: watch::Receiver<StateView>,
+    reports: watch::Receiver<u64>,
+    /// The step whose outcome is unknown, and since when.
+    unknown: Option<(u32, Instant)>,
 }
 
 impl Executor {
     pub fn new(controller: Arc<Controller>, leadership: Leadership, id: TaskId) -> Self {
-        Self { controller, leadership, id }
+        let (states, reports) = (controller.raft.watch_state(), controller.watch_reports());
+        Self { controller, leadership, id, states, reports, unknown: None }
     }
 
     /// Works until the task has ended. Returns the task's number.
-    pub async fn run(self) -> TaskId {
+    pub async fn run(mut self) -> TaskId {
         while let Some((task, action)) = self.next() {
             match action {
                 Action::Wait { .. } => self.wait().await,
@@ -47,7 +61,10 @@ impl Executor {
     }
 
     /// The task and what it does next; none when it has ended.
-    fn next(&self) -> Option<(Task, Action)> {
+    fn next(&mut self) -> Option<(Task, Action)> {
+        // Whatever changes from here on ends a wait.
+        self.states.mark_unchanged();
+        self.reports.mark_unchanged();
         let state = self.controller.state();
         let task = state.tasks.get(&self.id).filter(|task| task.outcome.is_none())?;
         let now = self.controller.clock.now_ms();
@@ -55,12 +72,10 @@ impl Executor {
         Some((task.clone(), action))
     }
 
-    async fn wait(&self) {
-        let mut states = self.controller.raft.watch_state();
-        let mut reports = self.controller.watch_reports();
+    async fn wait(&mut self) {
         tokio::select! {
-            _ = states.changed() => {}
-            _ = reports.changed() => {}
+            _ = self.states.changed() => {}
+            _ = self.reports.changed() => {}
             () = tokio::time::sleep(LOOK) => {}
         }
     }
@@ -75,8 +90,9 @@ impl Executor {
         }
     }
 
-    async fn act(&self, task: &Task, action: Action) {
-        let orders = Orders::new(&self.controller, self.leadership, task);
+    async fn act(&mut self, task: &Task, action: Action) {
+        let controller = Arc::clone(&self.controller);
+        let orders = Orders::new(&controller, self.leadership, task);
         let result = match action {
             Action::Seal { source, load_at } => {
                 return self.seal(task, orders, source, load_at).await;
@@ -100,7 +116,7 @@ impl Executor {
     }
 
     /// Commits a known result; an unknown one leaves the task where it is, to be asked again.
-    async fn conclude(&self, task: &Task, result: Result<StepEvent, Failure>) {
+    async fn conclude(&mut self, task: &Task, result: Result<StepEvent, Failure>) {
         match result {
             Ok(event) => self.advance(task, event).await,
             Err(Failure::Refused { error, retry }) => {
@@ -109,15 +125,30 @@ impl Executor {
             }
             Err(Failure::Unknown(error)) => {
                 tracing::warn!(task = self.id.0, step = task.step.name(), %error, "asking again");
-                tokio::time::sleep(AGAIN).await;
+                match self.give_up(task, error) {
+                    Some(event) => self.advance(task, event).await,
+                    None => tokio::time::sleep(AGAIN).await,
+                }
             }
         }
+    }
+
+    /// What to make of an order that stays without an answer for too long.
+    fn give_up(&mut self, task: &Task, error: String) -> Option<StepEvent> {
+        let now = Instant::now();
+        let (step_no, since) = *self.unknown.get_or_insert((task.step_no, now));
+        if step_no != task.step_no {
+            self.unknown = Some((task.step_no, now));
+        } else if now.duration_since(since) > PATIENCE {
+            return task.step.given_up(error);
+        }
+        None
     }
 
     /// The destination reads the sealed file while the seal is being committed: the guest stands
     /// still, and neither needs the other's answer.
     async fn seal(
-        &self,
+        &mut self,
         task: &Task,
         orders: Orders<'_>,
         source: Runner,
@@ -143,7 +174,7 @@ impl Executor {
     }
 
     async fn activate(
-        &self,
+        &mut self,
         task: &Task,
         orders: Orders<'_>,
         attempt: Attempt,

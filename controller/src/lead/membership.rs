@@ -16,14 +16,16 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// is a learner until it has the log, so that the quorum never waits for one that has nothing.
 pub async fn keep(controller: Arc<Controller>) {
     let mut states = controller.raft.watch_state();
+    let mut last = 0;
     loop {
-        match missing(&controller) {
+        match missing(&controller, last) {
             None => {
                 if states.changed().await.is_err() {
                     return;
                 }
             }
             Some(member) => {
+                last = member.id;
                 admit(controller.raft.clone(), member).await;
                 tokio::time::sleep(PAUSE).await;
             }
@@ -31,10 +33,14 @@ pub async fn keep(controller: Arc<Controller>) {
     }
 }
 
-fn missing(controller: &Controller) -> Option<Member> {
+/// The next controller after `last` that does not vote, in a circle: one that never comes up must
+/// not keep the others waiting.
+fn missing(controller: &Controller, last: u64) -> Option<Member> {
     let status = controller.raft.status();
     let state = controller.state();
-    state.controllers.values().find(|member| !status.voters.contains_key(&member.id)).cloned()
+    let after = state.controllers.range(last + 1..).chain(state.controllers.range(..=last));
+    let mut members = after.map(|(_, member)| member);
+    members.find(|member| !status.voters.contains_key(&member.id)).cloned()
 }
 
 async fn admit(raft: RaftHandle, member: Member) {

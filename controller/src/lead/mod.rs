@@ -7,10 +7,11 @@ mod membership;
 pub mod orders;
 mod strays;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bellwether_core::command::Change;
 use bellwether_core::reconcile;
 use bellwether_raft::Stopped;
 use bellwether_types::TaskId;
@@ -20,6 +21,10 @@ use crate::controller::Controller;
 
 /// How often the leader looks although nothing has changed: silence is no event.
 const TICK: Duration = Duration::from_millis(100);
+/// The least time between two stalls of its own that a leader excuses.
+const EXCUSE_MS: u64 = 10_000;
+/// A loop that comes round later than this was held up.
+const STALL_MS: u64 = 500;
 
 /// One leadership. The term names it: there is no other leader in this term.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +46,8 @@ pub async fn run(controller: Arc<Controller>) -> anyhow::Result<()> {
         match controller.raft.confirm_leadership().await {
             Ok(confirmed) => {
                 let since = controller.clock.now_ms();
+                // What was heard in an earlier leadership is old news.
+                controller.note(|observed| observed.nodes.clear());
                 let leadership = Leadership { term: confirmed.term, since };
                 tracing::info!(term = leadership.term, "leading");
                 Leader::new(&controller, leadership).lead().await;
@@ -58,8 +65,11 @@ struct Leader {
     controller: Arc<Controller>,
     leadership: Leadership,
     executors: JoinSet<TaskId>,
-    /// Tasks that have an executor.
-    carried: BTreeSet<TaskId>,
+    /// Tasks that have an executor, and which.
+    carried: BTreeMap<TaskId, tokio::task::Id>,
+    /// When the loop last came round, and when a stall was last excused.
+    last_round: u64,
+    excused_at: u64,
     strays: strays::Strays,
 }
 
@@ -69,7 +79,9 @@ impl Leader {
             controller: Arc::clone(controller),
             leadership,
             executors: JoinSet::new(),
-            carried: BTreeSet::new(),
+            carried: BTreeMap::new(),
+            last_round: leadership.since,
+            excused_at: 0,
             strays: strays::Strays::default(),
         }
     }
@@ -104,15 +116,34 @@ impl Leader {
         status.is_leader() && status.term == self.leadership.term
     }
 
-    async fn start_what_is_needed(&self) {
-        let changes = {
-            let observed = self.controller.observed();
-            let now = self.controller.clock.now_ms();
-            let state = self.controller.state();
-            let timing = &self.controller.timing;
-            reconcile::plan(&state, &observed, timing, self.leadership.since, now)
-        };
-        for change in changes {
+    fn plan(&self) -> Vec<Change> {
+        let observed = self.controller.observed();
+        let now = self.controller.clock.now_ms();
+        let state = self.controller.state();
+        let timing = &self.controller.timing;
+        reconcile::plan(&state, &observed, timing, self.leadership.since, now)
+    }
+
+    /// A leader that stood still has heard nobody meanwhile, and that is nobody's fault: silence is
+    /// counted anew. Not twice in a row, or a leader that is always slow would never see a loss.
+    fn notice_own_stall(&mut self) {
+        let now = self.controller.clock.now_ms();
+        let stalled = now.saturating_sub(self.last_round) > STALL_MS;
+        if stalled && now.saturating_sub(self.excused_at) > EXCUSE_MS {
+            tracing::warn!(stood_still_ms = now - self.last_round, "this leader stood still");
+            (self.leadership.since, self.excused_at) = (now, now);
+        }
+        self.last_round = now;
+    }
+
+    async fn start_what_is_needed(&mut self) {
+        self.notice_own_stall();
+        for change in self.plan() {
+            // Committing takes time in which a silent node may have been heard.
+            let silent = matches!(change, Change::NodeUnknown { .. });
+            if silent && !self.plan().contains(&change) {
+                continue;
+            }
             tracing::info!(?change, "the state asks for it");
             if let Err(error) = self.controller.propose(change).await {
                 // The next round plans again from what stands then.
@@ -126,10 +157,11 @@ impl Leader {
     fn carry_on(&mut self) {
         let state = self.controller.state();
         for task in state.active_tasks() {
-            if self.carried.insert(task.id) {
+            if !self.carried.contains_key(&task.id) {
                 let controller = Arc::clone(&self.controller);
                 let executor = executor::Executor::new(controller, self.leadership, task.id);
-                self.executors.spawn(executor.run());
+                let handle = self.executors.spawn(executor.run());
+                self.carried.insert(task.id, handle.id());
             }
         }
     }
@@ -140,9 +172,8 @@ impl Leader {
                 self.carried.remove(&id);
             }
             Err(error) => {
-                tracing::error!(%error, "an executor panicked; all tasks get new ones");
-                self.executors.abort_all();
-                self.carried.clear();
+                tracing::error!(%error, "an executor panicked; its task gets a new one");
+                self.carried.retain(|_, executor| *executor != error.id());
             }
         }
     }

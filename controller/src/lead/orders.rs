@@ -56,20 +56,22 @@ impl<'a> Orders<'a> {
     }
 
     fn node(&self, id: NodeId) -> Result<&Node> {
-        let gone = || refused(format!("node {id} is no member any more"));
+        let gone = || Failure::Unknown(format!("node {id} is no member any more"));
         self.state.nodes.get(&id).ok_or_else(gone)
     }
 
+    /// Without a connection nothing can be said of an order that may have been given before.
     fn agent(&self, id: NodeId) -> Result<AgentClient<Channel>> {
-        self.controller.links.agent(self.node(id)?).map_err(refused)
+        self.controller.links.agent(self.node(id)?).map_err(Failure::Unknown)
     }
 
     fn order(&self, epoch: Epoch) -> Option<v1::Order> {
         Some(order(self.leadership.term, self.task.id, self.task.vm, epoch))
     }
 
+    /// The storage that the replicated state names: all controllers must mean the same claims.
     fn storage(&self) -> String {
-        self.controller.member.storage.display().to_string()
+        storage(&self.state)
     }
 
     pub async fn prepare(&self, attempt: Attempt) -> Result<StepEvent> {
@@ -285,7 +287,7 @@ pub async fn inspect(
     node: &Node,
     spec: &VmSpec,
 ) -> std::result::Result<Vec<String>, Status> {
-    let storage = controller.member.storage.display().to_string();
+    let storage = storage(&controller.state());
     let request = v1::InspectRequest { spec: Some(spec.into()), storage };
     let mut agent = controller.links.agent(node).map_err(Status::unavailable)?;
     Ok(agent.inspect(within(SHORT, request)).await?.into_inner().problems)
@@ -311,6 +313,11 @@ pub async fn set_paused(
         true => agent.pause_vm(within(SHORT, v1::PauseVmRequest { order })).await.map(drop),
         false => agent.resume_vm(within(SHORT, v1::ResumeVmRequest { order })).await.map(drop),
     }
+}
+
+fn storage(state: &State) -> String {
+    let cluster = state.cluster.as_ref();
+    cluster.map(|cluster| cluster.storage.display().to_string()).unwrap_or_default()
 }
 
 fn within<T>(timeout: Duration, message: T) -> Request<T> {

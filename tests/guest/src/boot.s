@@ -61,7 +61,7 @@ long_mode:
     push 0x23
     mov rax, offset ring3_stack_top
     push rax
-    push 0x2
+    push 0x3002                 // IOPL 3 besides the bitmap: each is honoured by some KVMs only
     push 0x2b
     mov rax, offset ring3_entry
     push rax
@@ -200,7 +200,7 @@ exception_common:
     push 0x23
     mov rax, offset exception_stack_top
     push rax
-    push 0x2
+    push 0x3002
     push 0x2b
     mov rax, offset exception_ring3
     push rax

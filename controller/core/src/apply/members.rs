@@ -9,6 +9,9 @@ use crate::state::{Cluster, Level, Liveness, Member, Node, State, Token};
 /// Used and expired tokens are forgotten this long after they expired, milliseconds.
 const TOKEN_MEMORY_MS: u64 = 24 * 3_600 * 1_000;
 
+/// How many ended boots of a node are remembered.
+const PAST_BOOTS_MAX: usize = 16;
+
 pub(super) struct Newcomer {
     pub name: String,
     pub address: String,
@@ -76,6 +79,7 @@ impl State {
                     liveness: Liveness::Joining,
                     cordoned: false,
                     boot_id: None,
+                    past_boots: Vec::new(),
                     memory_mib: 0,
                     vcpus: 0,
                     version: String::new(),
@@ -113,7 +117,7 @@ impl State {
     }
 
     fn check_member_name(&self, role: MemberRole, name: &str) -> Result<(), Rejection> {
-        let fits = !name.is_empty()
+        let fits = name.starts_with(|c: char| c.is_ascii_alphanumeric())
             && name.len() <= bellwether_types::spec::NAME_LEN_MAX
             && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
             // A node is also found by its number, so a name must not look like one.
@@ -158,6 +162,17 @@ impl State {
                 new.node
             )));
         };
+        if node.past_boots.contains(&new.boot_id) {
+            return Err(Rejection::conflict(format!(
+                "{}: boot {} has ended, a later one registered already. Do two hosts use one identity?",
+                node.name, new.boot_id
+            )));
+        }
+        if let Some(past) = node.boot_id.filter(|past| *past != new.boot_id) {
+            node.past_boots.push(past);
+            let surplus = node.past_boots.len().saturating_sub(PAST_BOOTS_MAX);
+            node.past_boots.drain(..surplus);
+        }
         let text = match (&node.liveness, node.boot_id) {
             (Liveness::Online, Some(boot)) if boot == new.boot_id => None,
             (_, Some(boot)) if boot == new.boot_id => Some("is back, in the same boot"),

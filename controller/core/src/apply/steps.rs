@@ -15,6 +15,8 @@ use crate::task::{Attempt, Measures, Step, StepEvent, Task, TaskKind, Then};
 const RETRY_MS: u64 = 1_000;
 /// The longest such pause.
 pub(crate) const BACKOFF_MS_MAX: u64 = 60_000;
+/// A VM that ran this long before it ended is not one that keeps failing.
+const RAN_WELL_MS: u64 = 300_000;
 /// The pause before a VM that could not be moved off a draining node is tried again.
 const DRAIN_PAUSE_MS: u64 = 5_000;
 
@@ -255,7 +257,6 @@ impl State {
                 merge(task, measures);
                 vm.desired = Desired::Running;
                 vm.paused = false;
-                vm.failures = 0;
                 vm.pending = None;
                 let node = self.node_name(attempt.node);
                 Next::Done(format!("VM {} runs on {node}, epoch {}", vm.spec.name, attempt.epoch))
@@ -346,14 +347,26 @@ struct ClaimedBack {
 fn no_node(task: &mut Task, vm: &mut Vm, reason: String) -> Next {
     // After every node has been tried, all of them are tried again.
     task.tried.clear();
-    let moves = task.kind == TaskKind::Migrate && vm.place.runner().is_some();
     let named = task.wanted.is_some();
+    if task.kind == TaskKind::Migrate {
+        return match vm.place {
+            Place::Runner(_) => Next::Failed(reason),
+            // It was running: it comes back wherever it can, whatever node was asked for.
+            _ => {
+                task.wanted = None;
+                Next::Later(reason)
+            }
+        };
+    }
     match task.by == BY_CLUSTER {
-        true if !moves => Next::Later(reason),
+        true => Next::Later(reason),
         // A person whom no node served gets the reason of the last one.
-        false if task.failures > 0 => Next::Failed(vm.pending.take().unwrap_or(reason)),
-        false if !named && !moves => Next::Later(reason),
-        _ => Next::Failed(reason),
+        false if task.failures > 0 => {
+            let last = vm.pending.take().unwrap_or(reason);
+            Next::Failed(fail(vm, last))
+        }
+        false if named => Next::Failed(fail(vm, reason)),
+        false => Next::Later(reason),
     }
 }
 
@@ -499,14 +512,17 @@ fn released(at: u64, task: &mut Task, vm: &mut Vm, runner: Runner, event: StepEv
     vm.paused = false;
     vm.last_proof = Some(proof);
     match task.kind {
-        TaskKind::Settle => after_its_end(at, vm, &reason),
+        TaskKind::Settle => after_its_end(at, task.since, vm, &reason),
         _ => vm.desired = Desired::Stopped,
     }
     Next::Done(format!("VM {} is stopped ({reason})", vm.spec.name))
 }
 
 /// A guest that shut itself down stays down; one that crashed is restarted as its policy says.
-fn after_its_end(at: u64, vm: &mut Vm, reason: &str) {
+fn after_its_end(at: u64, started_at: u64, vm: &mut Vm, reason: &str) {
+    if at.saturating_sub(started_at) > RAN_WELL_MS {
+        vm.failures = 0;
+    }
     let ordered = reason.starts_with("guest-shutdown");
     if ordered || vm.spec.restart == RestartPolicy::Never {
         vm.desired = Desired::Stopped;

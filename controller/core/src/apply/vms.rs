@@ -112,12 +112,15 @@ impl State {
     }
 
     pub(super) fn begin_task(&mut self, at: u64, request: TaskRequest) -> Applied {
-        let Some(vm) = self.vms.get(&request.vm) else {
+        if !self.vms.contains_key(&request.vm) {
             return Err(Rejection::not_found(format!("there is no VM {}", request.vm)));
-        };
-        if let Some(task) = vm.task {
-            return Err(busy(&vm.spec.name, task, self.tasks.get(&task)));
         }
+        if let Some(outcome) = self.call_off(at, &request)? {
+            return Ok(outcome);
+        }
+        let Some(vm) = self.vms.get(&request.vm) else {
+            return Ok(Outcome::Unchanged);
+        };
         if let Some(node) = request.node.filter(|node| !self.nodes.contains_key(node)) {
             return Err(Rejection::not_found(format!("there is no node {node}")));
         }
@@ -129,6 +132,36 @@ impl State {
         Ok(Outcome::Task(self.insert_task(at, request, step)))
     }
 
+    /// A task that only waits for a node or a proof gives way to a stop or a delete; any other one
+    /// is waited for. Returns what is left to say, or that the new task may begin.
+    fn call_off(&mut self, at: u64, request: &TaskRequest) -> Result<Option<Outcome>, Rejection> {
+        let Some(vm) = self.vms.get_mut(&request.vm) else {
+            return Ok(None);
+        };
+        let Some(id) = vm.task else {
+            return Ok(None);
+        };
+        let name = vm.spec.name.clone();
+        let ends_it = matches!(request.kind, TaskKind::Stop | TaskKind::Delete);
+        let Some(task) = self.tasks.get_mut(&id).filter(|task| ends_it && task.is_waiting()) else {
+            return Err(busy(&name, id, self.tasks.get(&id)));
+        };
+        vm.desired = Desired::Stopped;
+        if matches!(vm.place, Place::Revoked(_)) {
+            // The old runner still has to be proven gone: that goes on, and nothing starts after it.
+            return Ok(Some(Outcome::Task(id)));
+        }
+        if matches!(vm.place, Place::Sealed { .. }) {
+            vm.desired = Desired::Saved;
+        }
+        let text = format!("called off by {}", request.by);
+        task.say(at, &text);
+        task.outcome = Some(Err(text));
+        task.ended_at = at;
+        (vm.task, vm.pending) = (None, None);
+        Ok((request.kind == TaskKind::Stop).then_some(Outcome::Unchanged))
+    }
+
     fn insert_task(&mut self, at: u64, request: TaskRequest, step: Step) -> TaskId {
         let id = TaskId(self.next_task);
         self.next_task += 1;
@@ -136,7 +169,7 @@ impl State {
             return id;
         };
         vm.task = Some(id);
-        vm.changed_at = at;
+        let since = std::mem::replace(&mut vm.changed_at, at);
         match request.kind {
             TaskKind::Start | TaskKind::Restore => vm.desired = Desired::Running,
             TaskKind::Stop => vm.desired = Desired::Stopped,
@@ -172,6 +205,7 @@ impl State {
             destination: None,
             proof: None,
             outcome: None,
+            since,
             created_at: at,
             ended_at: 0,
             measures: Measures::new(),

@@ -153,7 +153,7 @@ impl Model {
 
     pub fn register(&mut self, node: NodeId) {
         let boot_id = self.hosts[&node].boot;
-        self.apply(Change::RegisterNode(Registration {
+        let registered = self.apply(Change::RegisterNode(Registration {
             node,
             name: format!("n{node}"),
             boot_id,
@@ -163,7 +163,9 @@ impl Model {
             vcpus: 8,
             version: "0".into(),
         }));
-        self.report(node);
+        if registered == Outcome::Done {
+            self.report(node);
+        }
     }
 
     /// What the node's agent says now, if anybody hears it.
@@ -195,8 +197,8 @@ impl Model {
             memory_loaded_bytes: 0,
             memory_total_bytes: 0,
         });
-        let report = NodeReport { boot_id: host.boot, heard_at: self.now, vms: vms.collect() };
-        self.observed.nodes.insert(node, report);
+        let (boot_id, vms) = (host.boot, vms.collect());
+        self.observed.take(node, NodeReport { boot_id, heard_at: self.now, nonce: self.now, vms });
     }
 
     /// One round of the leader's planner.

@@ -213,3 +213,106 @@ fn delete_needs_a_stopped_vm_and_leaves_nothing() {
     assert!(model.hosts.values().all(|host| host.vmms.is_empty()));
     let _ = Phase::Running;
 }
+
+fn begin_on(model: &mut Model, vm: bellwether_types::VmId, kind: TaskKind, node: u64) -> Outcome {
+    let node = Some(NodeId(node));
+    let by = "admin".into();
+    model.apply(Change::BeginTask(crate::task::TaskRequest { vm, kind, node, by }))
+}
+
+/// A start that no node could serve was once begun again for ever.
+#[test]
+fn a_persons_start_that_fails_is_not_repeated() {
+    let mut model = Model::new(2);
+    let vm = model.create("web");
+    model.apply(Change::Cordon { node: NodeId(2), cordoned: true });
+    begin_on(&mut model, vm, TaskKind::Start, 2);
+    model.settle(8);
+    assert_eq!(model.state.vms[&vm].desired, Desired::Stopped);
+    assert_eq!(model.state.tasks.len(), 1, "one task, one answer");
+    assert_eq!(model.place(vm), &Place::Stopped);
+}
+
+#[test]
+fn a_stop_calls_off_a_start_that_only_waits() {
+    let mut model = Model::new(1);
+    let vm = model.create("web");
+    model.apply(Change::Cordon { node: NodeId(1), cordoned: true });
+    model.begin(vm, TaskKind::Start);
+    model.settle(3);
+    assert!(model.state.vms[&vm].pending.is_some());
+    assert_eq!(model.begin(vm, TaskKind::Stop), Outcome::Unchanged);
+    assert_eq!(model.state.vms[&vm].task, None);
+    model.apply(Change::Cordon { node: NodeId(1), cordoned: false });
+    model.settle(3);
+    assert_eq!(model.place(vm), &Place::Stopped, "it stays off");
+}
+
+#[test]
+fn a_stop_during_a_failover_waits_for_the_proof_and_starts_nothing() {
+    let (mut model, vm, node) = running();
+    model.hosts.get_mut(&node).unwrap().connected = false;
+    for other in model.hosts.keys().copied().filter(|other| *other != node).collect::<Vec<_>>() {
+        model.apply(Change::Cordon { node: other, cordoned: true });
+    }
+    model.settle(8);
+    assert!(matches!(model.place(vm), Place::Revoked(_)));
+    assert!(matches!(model.begin(vm, TaskKind::Stop), Outcome::Task(_)));
+    model.power_off(node);
+    model.power_on(node);
+    model.hosts.get_mut(&node).unwrap().connected = true;
+    model.settle(40);
+    assert_eq!((model.place(vm), model.running(vm).len()), (&Place::Stopped, 0));
+}
+
+#[test]
+fn a_late_registration_of_an_ended_boot_is_no_proof() {
+    let (mut model, vm, node) = running();
+    let old = model.hosts[&node].boot;
+    model.power_off(node);
+    model.power_on(node);
+    model.settle(8);
+    let new = model.hosts[&node].boot;
+    model.hosts.get_mut(&node).unwrap().boot = old;
+    model.register(node);
+    assert_eq!(model.state.nodes[&node].boot_id, Some(new), "refused");
+    model.hosts.get_mut(&node).unwrap().boot = new;
+    model.settle(4);
+    assert_eq!(model.running(vm).len(), 1);
+}
+
+#[test]
+fn a_report_that_was_held_up_is_not_news() {
+    let (mut model, _, node) = running();
+    let now = model.observed.nodes[&node].clone();
+    let stale = crate::observe::NodeReport { nonce: now.nonce - 1, vms: vec![], ..now.clone() };
+    model.observed.take(node, stale);
+    assert_eq!(model.observed.nodes[&node], now);
+}
+
+#[test]
+fn a_vm_that_keeps_crashing_is_restarted_more_and_more_slowly() {
+    let (mut model, vm, _) = running();
+    for _ in 0..4 {
+        let runner = model.place(vm).runner().unwrap().clone();
+        model.kill_vmm(runner.node, vm, runner.epoch);
+        model.settle(60);
+    }
+    assert!(model.state.vms[&vm].failures >= 3, "{}", model.state.vms[&vm].failures);
+}
+
+#[test]
+fn a_move_to_a_named_node_that_fails_late_still_ends_with_the_vm_running() {
+    let (mut model, vm, node) = running();
+    let target = NodeId(node.0 % 3 + 1);
+    begin_on(&mut model, vm, TaskKind::Migrate, target.0);
+    until(&mut model, vm, "activate");
+    // The source lets go, and then the destination refuses to run the VM.
+    let task = model.state.vms[&vm].task.unwrap();
+    model.power_off(node);
+    model.step(task, Fate::Refused);
+    model.apply(Change::Cordon { node: target, cordoned: true });
+    model.settle(40);
+    assert_eq!(model.running(vm).len(), 1, "{:?}", model.place(vm));
+    assert_eq!(model.state.vms[&vm].desired, Desired::Running);
+}

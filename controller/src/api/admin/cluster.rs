@@ -74,9 +74,12 @@ impl AdminApi {
                 request.ttl_s
             )));
         }
-        let token =
-            JoinToken::generate(role.into(), self.controller.files.ca_pin(), self.join_ports())
-                .map_err(|error| Status::internal(format!("make a token: {error}")))?;
+        let ports = self.join_ports();
+        if ports.is_empty() {
+            return Err(not_started("the cluster is just being made"));
+        }
+        let token = JoinToken::generate(role.into(), self.controller.files.ca_pin(), ports)
+            .map_err(|error| Status::internal(format!("make a token: {error}")))?;
         let text = token.to_text().map_err(|error| Status::internal(error.to_string()))?;
         let expires_at = self.controller.clock.now_ms() + request.ttl_s * 1_000;
         let hash = *token.secret_hash().as_bytes();

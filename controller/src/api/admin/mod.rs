@@ -137,16 +137,19 @@ impl Admin for AdminApi {
         &self,
         request: Request<v1::ListTasksRequest>,
     ) -> Answer<v1::ListTasksReply> {
+        self.confirm().await?;
         Ok(Response::new(self.tasks(request.into_inner().all)))
     }
 
     async fn get_task(&self, request: Request<v1::TaskRequest>) -> Answer<v1::Task> {
+        self.confirm().await?;
         self.task(request.into_inner().id).map(Response::new)
     }
 
     type WatchTaskStream = BoxStream<v1::Task>;
 
     async fn watch_task(&self, request: Request<v1::TaskRequest>) -> Answer<Self::WatchTaskStream> {
+        self.confirm().await?;
         self.watch(request.into_inner().id).map(Response::new)
     }
 
