@@ -14,7 +14,7 @@ use crate::exit::{Exit, Failure, Subject};
 use crate::output::Progress;
 
 /// How long no controller may be heard before the watcher gives up. The task goes on without it.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+pub const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Updates wait here while the terminal is slow.
 const UPDATES_MAX: usize = 64;
 

@@ -2,7 +2,8 @@
 //! tests only: no guest runs in it, but it holds the real claim, so that takeovers are real.
 //!
 //! The VM's kernel command line says what goes wrong: `create=refused`, `start=hang`, `save=full`,
-//! `save=hang`, `stop=hang`.
+//! `save=hang`, `stop=hang`, `load=mute` (it loads, makes the file `loaded` beside its exit file, and
+//! never answers).
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -118,6 +119,11 @@ impl Vmm for StandIn {
     }
 
     async fn load(&self, _: Request<v1::LoadRequest>) -> Answered<v1::LoadReply> {
+        if self.is_told("load=mute") {
+            self.lock().state = "loaded";
+            std::fs::write(self.exit_file.with_file_name("loaded"), "")?;
+            std::future::pending::<()>().await;
+        }
         let mut state = self.lock();
         state.needs(&["created"])?;
         state.state = "loaded";

@@ -27,6 +27,7 @@ use crate::registry::Registry;
 use crate::renewal::Renewal;
 use crate::runtime_dir::RuntimeDir;
 use crate::service::AgentService;
+use crate::terms::Terms;
 
 /// A controller that is gone without a word is noticed within these.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -88,13 +89,15 @@ fn load_member(data_dir: &Path) -> anyhow::Result<(MemberConfig, IdentityFiles)>
 
 fn make_node(member: &MemberConfig, config: &AgentConfig) -> anyhow::Result<Node> {
     let boot_id: BootId = config.boot_id()?;
-    let runtime = RuntimeDir::open(&config.runtime_dir)?;
+    let runtime = Arc::new(RuntimeDir::open(&config.runtime_dir)?);
+    let terms = Terms::open(Arc::clone(&runtime), member.cluster_id)?;
     let launcher = Launcher::new(config.find_vmm()?);
     Ok(Node {
         id: member.id,
         name: member.name.clone(),
         boot_id,
         runtime,
+        terms,
         launcher,
         desk: Desk::new(boot_id),
         board: Board::default(),

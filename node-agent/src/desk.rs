@@ -82,13 +82,14 @@ impl Desk {
         answer
     }
 
-    /// How an order finds the node.
-    pub fn standing(&self) -> Standing {
+    /// How an order finds the node, which has heard of a leader of this term.
+    pub fn standing(&self, term: u64) -> Standing {
         let inner = self.lock();
         let now = clock::now();
         let recent_ns =
             inner.lease_ms.saturating_mul(CONTACT_LEASES * 1_000_000).max(CONTACT_MIN_NS);
         Standing {
+            term,
             lease_live: inner.lease.is_live(now),
             contact_recent: inner.last_contact.is_some_and(|at| now.since(&at) < recent_ns),
         }

@@ -85,13 +85,5 @@ fn open_file(path: &Path) -> Result<File, String> {
 
 /// Whether the locks of this file system prove anything.
 fn arbiter_problem(path: &Path) -> Result<(), String> {
-    let class = bellwether_claim::check_mount(path).map_err(|error| error.to_string())?;
-    match class.is_arbiter() {
-        true => Ok(()),
-        false => Err(format!(
-            "`{}` lies on a file system whose locks are not known to be exclusive between nodes \
-             ({class:?}); use a local file system or NFSv4",
-            path.display()
-        )),
-    }
+    crate::storage::require_arbiter(path).map_err(|error| error.to_string())
 }

@@ -38,5 +38,6 @@ pub mod renewal;
 pub mod runtime_dir;
 pub mod service;
 pub mod storage;
+pub mod terms;
 pub mod vmm;
 mod wire;

@@ -1,5 +1,6 @@
 //! What all owners of VMs share.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bellwether_types::{BootId, NodeId};
@@ -8,6 +9,7 @@ use crate::board::Board;
 use crate::desk::Desk;
 use crate::launch::Launcher;
 use crate::runtime_dir::RuntimeDir;
+use crate::terms::Terms;
 
 /// This node: who it is, and the desks at which its VMs are handled.
 #[derive(Debug)]
@@ -15,7 +17,8 @@ pub struct Node {
     pub id: NodeId,
     pub name: String,
     pub boot_id: BootId,
-    pub runtime: RuntimeDir,
+    pub runtime: Arc<RuntimeDir>,
+    pub terms: Terms,
     pub launcher: Launcher,
     pub desk: Desk,
     pub board: Board,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bellwether_agent_core::{Durable, Order};
+use bellwether_agent_core::{Durable, Order, Refusal, Stamped};
 use bellwether_types::{BootId, Epoch, VmId};
 use futures::StreamExt;
 use tokio::sync::mpsc::error::TrySendError;
@@ -12,8 +12,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
 
 use crate::node::Node;
-use crate::owner::{Body, Command, Message, Owner, Reply, reap};
+use crate::owner::{Body, Command, Message, Owner, Reply, reap, refuse};
 use crate::runtime_dir::RuntimeError;
+use crate::vmm::LastRelease;
 
 /// Orders that may wait for one VM. A saga gives one at a time; more are repeats.
 const INBOX_MAX: usize = 32;
@@ -41,8 +42,8 @@ pub struct Registry {
 #[derive(Clone, Debug)]
 struct Handle {
     inbox: mpsc::Sender<Message>,
-    /// Raised before a release is queued, so that what it waits for is called off.
-    releases: Arc<watch::Sender<Epoch>>,
+    /// Raised when a release is queued, so that what it waits for is called off.
+    releases: Arc<watch::Sender<LastRelease>>,
 }
 
 impl Registry {
@@ -110,7 +111,7 @@ impl Registry {
 
     fn make(&self, vm: VmId, durable: Durable) -> (Handle, Owner, mpsc::Receiver<Message>) {
         let (sender, inbox) = mpsc::channel(INBOX_MAX);
-        let (releases, recall) = watch::channel(Epoch(0));
+        let (releases, recall) = watch::channel(LastRelease { term: 0, epoch: Epoch(0) });
         let owner = Owner::new(Arc::clone(&self.node), vm, durable, recall);
         (Handle { inbox: sender, releases: Arc::new(releases) }, owner, inbox)
     }
@@ -144,15 +145,11 @@ impl Registry {
     }
 
     async fn ask(&self, vm: VmId, command: Command) -> Result<Reply, Status> {
+        self.check_term(vm, &command.stamped)?;
+        let Stamped { term, epoch, .. } = command.stamped;
+        let release =
+            (command.stamped.order == Order::Release).then_some(LastRelease { term, epoch });
         let handle = self.handle(vm);
-        if command.stamped.order == Order::Release {
-            let epoch = command.stamped.epoch;
-            handle.releases.send_if_modified(|newest| {
-                let higher = epoch > *newest;
-                *newest = epoch.max(*newest);
-                higher
-            });
-        }
         let (reply, answer) = oneshot::channel();
         handle.inbox.try_send(Message { command, reply }).map_err(|error| match error {
             TrySendError::Full(_) => Status::unavailable(format!(
@@ -160,7 +157,29 @@ impl Registry {
             )),
             TrySendError::Closed(_) => lost(vm),
         })?;
+        // Only now: a release that was refused calls nothing off.
+        if let Some(release) = release {
+            handle.releases.send_if_modified(|last| {
+                let newer = release > *last;
+                *last = release.max(*last);
+                newer
+            });
+        }
         answer.await.map_err(|_| lost(vm))?
+    }
+
+    /// A deposed leader is refused before its order has any effect. The owner of the VM looks at
+    /// the term again when the order's turn comes.
+    fn check_term(&self, vm: VmId, stamped: &Stamped) -> Result<(), Status> {
+        let (term, order) = (stamped.term, stamped.order.word());
+        let seen = self.node.terms.hear(term).map_err(|error| {
+            tracing::error!(vm_id = %vm, term, %error, "cannot make the term durable");
+            Status::unavailable(format!("{error}; nothing was done, ask again"))
+        })?;
+        match term < seen {
+            true => Err(refuse(Refusal::OldTerm { vm, order, term, seen })),
+            false => Ok(()),
+        }
     }
 }
 

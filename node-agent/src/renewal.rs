@@ -189,6 +189,9 @@ impl Renewal {
         let request =
             v1::RenewRequest { boot_id: stamped.boot_id.to_string(), nonce: stamped.nonce, vms };
         let reply = answered(self.answer_max(), client.renew(request)).await?;
+        if let Err(error) = self.node.terms.hear(reply.term) {
+            tracing::error!(node_id = %self.node.id, %error, "cannot remember the leader's term");
+        }
         if reply.register {
             return Ok(true);
         }

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! <runtime>/agent.lock                        held by the running agent
+//! <runtime>/term.<cluster-id>.json            the highest term that was heard of, synced
 //! <runtime>/floors/<vm-id>.json               the released epochs, synced before a release answers
 //! <runtime>/vms/<vm-id>.<epoch>/              one incarnation, by the epoch of its Prepare
 //!     incarnation.json                        written before the process is started
@@ -10,7 +11,7 @@
 //! ```
 //!
 //! A claim back raises the epoch in `incarnation.json` and leaves the directory's name, because the
-//! VMM's socket is in it. Only floors are synced: everything else is as dead as its processes after
+//! VMM's socket is in it. Only floors and the term are synced: everything else is as dead as its processes after
 //! a crash of the host, while a crash of the agent alone loses no written file.
 
 use std::fs::File;
@@ -18,7 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bellwether_agent_core::{Durable, Released};
-use bellwether_types::{Arbiter, BootId, Epoch, VmId};
+use bellwether_types::{Arbiter, BootId, ClusterId, Epoch, VmId};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +74,9 @@ pub struct IncarnationRecord {
     pub pid: Option<u32>,
     pub start_ticks: Option<u64>,
     pub loaded: Option<[u8; 32]>,
+    pub loading: Option<[u8; 32]>,
+    #[serde(default)]
+    pub load_us: u64,
     pub may_have_run: bool,
     pub claiming: Option<Epoch>,
     pub claimed_from: Option<Epoch>,
@@ -83,6 +87,8 @@ pub struct IncarnationRecord {
 struct FloorRecord {
     floor: Epoch,
     term: u64,
+    #[serde(default)]
+    seal_task: u64,
     released: Option<ReleasedRecord>,
 }
 
@@ -149,10 +155,33 @@ impl RuntimeDir {
             reason: it.reason.clone(),
             never_ran: it.never_ran,
         });
-        let record = FloorRecord { floor: durable.floor, term: durable.term, released };
+        let Durable { floor, term, seal_task, .. } = *durable;
+        let record = FloorRecord { floor, term, seal_task, released };
         let bytes = serde_json::to_vec(&record)
             .map_err(|source| RuntimeError::Damaged { path: path.clone(), source })?;
         Ok(bellwether_member::write_atomic(&path, &bytes, 0o600)?)
+    }
+
+    /// The highest term of a cluster that an agent on this directory has heard of; 0 for none.
+    pub fn term(&self, cluster: ClusterId) -> Result<u64, RuntimeError> {
+        let path = self.term_file(cluster);
+        match std::fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(source) => Err(RuntimeError::Io { operation: "read", path, source }),
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|source| RuntimeError::Damaged { path, source }),
+        }
+    }
+
+    /// Makes a term durable, as a floor is made.
+    pub fn save_term(&self, cluster: ClusterId, term: u64) -> Result<(), RuntimeError> {
+        let text = term.to_string();
+        Ok(bellwether_member::write_atomic(&self.term_file(cluster), text.as_bytes(), 0o600)?)
+    }
+
+    /// By cluster: the terms of a new one begin again at 1.
+    fn term_file(&self, cluster: ClusterId) -> PathBuf {
+        self.root.join(format!("term.{cluster}.json"))
     }
 
     /// All incarnations that earlier agents left. A directory without a record belongs to one that
@@ -183,7 +212,8 @@ fn read_floor(path: &Path) -> Result<Durable, RuntimeError> {
     let released = record.released.map(|ReleasedRecord { epoch, up_to, reason, never_ran }| {
         Released { epoch, up_to, reason, never_ran }
     });
-    Ok(Durable { floor: record.floor, term: record.term, released })
+    let FloorRecord { floor, term, seal_task, .. } = record;
+    Ok(Durable { floor, term, seal_task, released })
 }
 
 /// The directory of one incarnation.
@@ -275,6 +305,8 @@ mod tests {
             pid: Some(1),
             start_ticks: Some(2),
             loaded: Some([7; 32]),
+            loading: None,
+            load_us: 6,
             may_have_run: true,
             claiming: None,
             claimed_from: None,
@@ -291,7 +323,7 @@ mod tests {
             reason: "stopped".into(),
             never_ran: None,
         };
-        let durable = Durable { floor: Epoch(3), term: 8, released: Some(released) };
+        let durable = Durable { floor: Epoch(3), term: 8, seal_task: 4, released: Some(released) };
         let runtime = RuntimeDir::open(dir.path()).unwrap();
         runtime.save_floor(vm(), &durable).unwrap();
         let home = runtime.home(vm(), Epoch(3));

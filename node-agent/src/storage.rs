@@ -21,6 +21,20 @@ pub enum StorageError {
     Missing { path: PathBuf, source: io::Error },
     #[error("{operation} `{}`: {source}", path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
+    #[error(
+        "the storage `{}` has no `{}`; it is not mounted on this node, or it is not the storage \
+         that the cluster was made with",
+        path.display(), dir.display()
+    )]
+    NotOurs { path: PathBuf, dir: PathBuf },
+    #[error(
+        "`{}` lies on a file system whose locks are not known to be exclusive between nodes \
+         ({class}); use a local file system or NFSv4",
+        path.display()
+    )]
+    NoArbiter { path: PathBuf, class: String },
+    #[error(transparent)]
+    Mount(#[from] bellwether_claim::MountError),
     #[error(transparent)]
     Claim(#[from] bellwether_claim::ClaimError),
 }
@@ -42,20 +56,27 @@ pub fn check_root(storage: &Path) -> Result<(), StorageError> {
     }
 }
 
-/// Creates the directories below the storage, and never the storage itself.
-pub fn ensure_dirs(storage: &Path) -> Result<(), StorageError> {
-    use std::os::unix::fs::DirBuilderExt;
+/// Checks that this is the cluster's storage and that its locks prove something.
+///
+/// `bell cluster init` made the directories. An agent never does: on a node where the share is not
+/// mounted it would make them on its own disk, and take locks there that nobody else sees.
+pub fn require_dirs(storage: &Path) -> Result<(), StorageError> {
     check_root(storage)?;
     for dir in [storage.join("claims"), state_dir(storage)] {
-        match std::fs::DirBuilder::new().mode(0o700).create(&dir) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
-            Err(source) => {
-                return Err(StorageError::Io { operation: "create", path: dir, source });
-            }
+        if !dir.is_dir() {
+            return Err(StorageError::NotOurs { path: storage.into(), dir });
         }
     }
-    Ok(())
+    require_arbiter(storage)
+}
+
+/// Refuses a file system whose locks prove nothing between nodes.
+pub fn require_arbiter(path: &Path) -> Result<(), StorageError> {
+    let class = bellwether_claim::check_mount(path)?;
+    match class.is_arbiter() {
+        true => Ok(()),
+        false => Err(StorageError::NoArbiter { path: path.into(), class: format!("{class:?}") }),
+    }
 }
 
 /// The epoch in the name `<vm-id>.<epoch>.<generation>.state` of a file of this VM, if it is one.
@@ -119,18 +140,25 @@ mod tests {
     fn a_missing_storage_is_never_created() {
         let dir = tempfile::tempdir().unwrap();
         let storage = dir.path().join("unmounted");
-        let refused = ensure_dirs(&storage).unwrap_err();
+        let refused = require_dirs(&storage).unwrap_err();
         assert!(refused.to_string().contains("mount it on this node"), "{refused}");
         assert!(!storage.exists());
-        assert!(matches!(ensure_dirs(Path::new("s")), Err(StorageError::Relative { .. })));
+        assert!(matches!(require_dirs(Path::new("s")), Err(StorageError::Relative { .. })));
+    }
+
+    #[test]
+    fn an_empty_mount_point_is_not_taken_for_the_storage() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = require_dirs(dir.path()).unwrap_err();
+        assert!(matches!(refused, StorageError::NotOurs { .. }), "{refused}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
     fn only_old_unused_files_of_this_vm_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let storage = dir.path();
-        ensure_dirs(storage).unwrap();
-        ensure_dirs(storage).unwrap();
+        std::fs::create_dir(state_dir(storage)).unwrap();
         let other = VmId::from_uuid(uuid::Uuid::from_u128(6));
         let name = |vm: VmId, rest: &str| state_dir(storage).join(format!("{vm}.{rest}"));
         let old = name(vm(), "1.1.state");

@@ -110,17 +110,28 @@ fn channel(socket: &Path) -> Channel {
     Endpoint::from_static("http://vmm.internal").connect_with_connector_lazy(connector)
 }
 
-/// Calls off what waits for a VMM when its epoch is to be released.
+/// The release that was accepted last: of the newest leader's, the one of the highest epoch.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct LastRelease {
+    /// Compared first.
+    pub term: u64,
+    pub epoch: Epoch,
+}
+
+/// Calls off what waits for a VMM when its epoch is to be released. Not by the release of an older
+/// leader than the one who gave the order: that one will be refused.
 #[derive(Clone, Debug)]
 pub struct Recall {
-    pub releases: watch::Receiver<Epoch>,
+    pub releases: watch::Receiver<LastRelease>,
+    pub term: u64,
     pub epoch: Epoch,
 }
 
 impl Recall {
     async fn called(&mut self) {
-        let epoch = self.epoch;
-        if self.releases.wait_for(|released| *released >= epoch).await.is_err() {
+        let (term, epoch) = (self.term, self.epoch);
+        let counts = |last: &LastRelease| last.term >= term && last.epoch >= epoch;
+        if self.releases.wait_for(counts).await.is_err() {
             // The sender lives as long as the owner; without it nobody can release.
             std::future::pending::<()>().await;
         }
@@ -151,12 +162,96 @@ pub async fn bounded<T>(
     }
 }
 
-/// A status that the VMM sent has no source; one that the transport made up has, and then the VMM
-/// may have done what it was asked.
+/// What the transport made up says nothing of the VMM, which may have done what it was asked,
+/// whatever the code: a reset stream arrives as INTERNAL or RESOURCE_EXHAUSTED. A status that the
+/// VMM sent has no source, and has headers; an answer that ends too early has neither.
 fn classify(what: &'static str, status: Status) -> CallError {
-    let lost = status.source().is_some() || status.code() == Code::Cancelled;
+    let unsent = status.source().is_some() || status.metadata().is_empty();
+    let lost = unsent || status.code() == Code::Cancelled;
     match lost {
         true => CallError::Lost { what, detail: status.message().to_owned() },
         false => CallError::Refused(status),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    const HEADERS: u8 = 1;
+    const RST_STREAM: u8 = 3;
+    const SETTINGS: u8 = 4;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        let mut bytes = vec![len[1], len[2], len[3], kind, flags];
+        bytes.extend(stream.to_be_bytes());
+        bytes.extend(payload);
+        bytes
+    }
+
+    /// Speaks just enough HTTP/2 to answer the first request with one frame.
+    async fn answer_once(listener: UnixListener, kind: u8, flags: u8, payload: Vec<u8>) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+        stream.read_exact(&mut [0; 24]).await.unwrap();
+        loop {
+            let mut head = [0; 9];
+            if stream.read_exact(&mut head).await.is_err() {
+                return;
+            }
+            let len = usize::from(head[1]) << 8 | usize::from(head[2]);
+            stream.read_exact(&mut vec![0; len]).await.unwrap();
+            if head[3] == HEADERS {
+                let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+                stream.write_all(&frame(kind, flags, id, &payload)).await.unwrap();
+            }
+        }
+    }
+
+    async fn save_against(kind: u8, flags: u8, payload: Vec<u8>) -> CallError {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let server = tokio::spawn(answer_once(listener, kind, flags, payload));
+        let mut client = VmmClient::new(channel(&socket));
+        let call = client.save(v1::SaveRequest::default());
+        let error = bounded("save", STATUS_MAX, None, call).await.unwrap_err();
+        server.abort();
+        error
+    }
+
+    /// NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, STREAM_CLOSED, REFUSED_STREAM, CANCEL,
+    /// ENHANCE_YOUR_CALM and INADEQUATE_SECURITY.
+    #[tokio::test]
+    async fn a_reset_stream_is_no_refusal() {
+        for reason in [0, 1, 2, 5, 7, 8, 11, 12_u32] {
+            let error = save_against(RST_STREAM, 0, reason.to_be_bytes().to_vec()).await;
+            assert!(matches!(error, CallError::Lost { .. }), "{reason}: {error:?}");
+        }
+    }
+
+    /// `:status 200` and the end of the stream: no message, no status.
+    #[tokio::test]
+    async fn an_answer_that_ends_too_early_is_no_refusal() {
+        let error = save_against(HEADERS, 5, vec![0x88]).await;
+        assert!(matches!(error, CallError::Lost { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn an_older_leaders_release_calls_nothing_off() {
+        let release = LastRelease { term: 5, epoch: Epoch(9) };
+        assert!(release > LastRelease { term: 5, epoch: Epoch(8) });
+        assert!(release > LastRelease { term: 4, epoch: Epoch(10) });
+        let (_sender, releases) = watch::channel(release);
+        let called = |term, epoch| {
+            let mut recall = Recall { releases: releases.clone(), term, epoch: Epoch(epoch) };
+            futures::FutureExt::now_or_never(async move { recall.called().await }).is_some()
+        };
+        assert!(called(5, 9) && called(4, 1));
+        assert!(!called(6, 9) && !called(5, 10));
     }
 }

@@ -244,7 +244,7 @@ async fn only_controllers_give_orders() {
 async fn a_missing_storage_is_named_and_not_created() {
     let mut lab = Lab::new().await;
     let vm = new_vm();
-    std::fs::remove_dir(lab.storage()).unwrap();
+    std::fs::remove_dir_all(lab.storage()).unwrap();
     let refused = lab.prepare(&vm, 1, "").await.unwrap_err();
     assert!(refused.message().contains("mount it on this node"), "{refused}");
     let inspect =

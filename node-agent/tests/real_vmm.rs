@@ -1,5 +1,5 @@
-//! The agent with the real VMM and the test guest, under KVM. Skipped, and said so, where one of
-//! the three is missing: BELLWETHER_VMM and BELLWETHER_GUEST name them, else they are looked for
+//! The agent with the real VMM and the test guest, under KVM. They fail where one of the
+//! three is missing: BELLWETHER_VMM and BELLWETHER_TEST_GUEST name them, else they are looked for
 //! where `cargo` builds them.
 
 mod common;
@@ -18,30 +18,29 @@ struct Real {
     vm: String,
 }
 
-fn find(variable: &str, candidates: &[PathBuf]) -> Option<PathBuf> {
-    let named = std::env::var_os(variable).map(PathBuf::from);
-    named.or_else(|| candidates.iter().find(|path| path.is_file()).cloned())
+/// A part that is missing fails the test: a test that passes without running tells a lie.
+fn find(variable: &str, built: PathBuf, remedy: &str) -> PathBuf {
+    let path = std::env::var_os(variable).map_or(built, PathBuf::from);
+    assert!(path.is_file(), "`{}` is missing: {remedy}, or name it in {variable}", path.display());
+    path
 }
 
-fn parts() -> Option<(PathBuf, PathBuf)> {
+fn parts() -> (PathBuf, PathBuf) {
     let own = std::env::current_exe().expect("a path");
-    let target = own.parent().and_then(Path::parent).expect("target/debug/deps").to_owned();
-    let vmm = find("BELLWETHER_VMM", &[target.join("bellwether-vmm")])?;
-    let guests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/guest/target");
-    let name = "bellwether-guest";
-    let built = [guests.join("release").join(name), guests.join("debug").join(name)];
-    let guest = find("BELLWETHER_GUEST", &built)?;
-    let serves = std::process::Command::new(&vmm).args(["serve", "--help"]).output().ok()?;
-    (serves.status.success() && Path::new("/dev/kvm").exists()).then_some((vmm, guest))
+    let target = own.parent().and_then(Path::parent).expect("target/debug/deps");
+    let build = "build it with `cargo build -p bellwether-vmm`";
+    let vmm = find("BELLWETHER_VMM", target.join("bellwether-vmm"), build);
+    let guests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/guest/target/release");
+    let build = "build it with `cargo build --release` in tests/guest";
+    let guest = find("BELLWETHER_TEST_GUEST", guests.join("bellwether-guest"), build);
+    let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm");
+    kvm.expect("/dev/kvm is needed, and the right to open it (often the group kvm)");
+    (vmm, guest)
 }
 
 impl Real {
-    #[allow(clippy::print_stdout, reason = "a skipped test says so")]
-    async fn new() -> Option<Self> {
-        let Some((vmm, guest)) = parts() else {
-            println!("skipped: no bellwether-vmm, no test guest or no /dev/kvm");
-            return None;
-        };
+    async fn new() -> Self {
+        let (vmm, guest) = parts();
         let mut lab = Lab::without_agent(vmm).await;
         lab.start_agent();
         lab.until("registered", |heard| !heard.registrations.is_empty()).await;
@@ -61,7 +60,7 @@ impl Real {
             restart: "restart".into(),
             ..v1::VmSpec::default()
         };
-        Some(Self { lab, spec, vm: new_vm() })
+        Self { lab, spec, vm: new_vm() }
     }
 
     async fn prepare(&mut self, epoch: u64) -> Result<(), Status> {
@@ -103,7 +102,7 @@ impl Real {
 
 #[tokio::test]
 async fn a_real_guest_boots_is_sealed_claimed_back_and_restored() {
-    let Some(mut real) = Real::new().await else { return };
+    let mut real = Real::new().await;
     let vm = real.vm.clone();
     let storage = real.lab.storage().display().to_string();
     let inspect = v1::InspectRequest { spec: Some(real.spec.clone()), storage };
@@ -135,7 +134,7 @@ async fn a_real_guest_boots_is_sealed_claimed_back_and_restored() {
 
 #[tokio::test]
 async fn a_real_vmm_outlives_its_agent() {
-    let Some(mut real) = Real::new().await else { return };
+    let mut real = Real::new().await;
     let vm = real.vm.clone();
     real.prepare(1).await.expect("prepare");
     real.lab.activate(&vm, 1).await.expect("activate");
@@ -159,7 +158,7 @@ async fn a_real_vmm_outlives_its_agent() {
 
 #[tokio::test]
 async fn real_mistakes_are_named() {
-    let Some(mut real) = Real::new().await else { return };
+    let mut real = Real::new().await;
     let vm = real.vm.clone();
     let text = real.lab.dir.path().join("text");
     std::fs::write(&text, "no kernel").expect("a file");

@@ -11,15 +11,21 @@ pub enum NodeCommand {
     #[command(after_help = "Example:\n  bell node show n1")]
     Show(NodeName),
     /// Move all VMs away and place none there, for maintenance
-    #[command(after_help = "Example:\n  bell node drain n1")]
+    ///
+    /// Waits until the node is empty, and shows which VMs are still there and what holds them up.
+    /// The drain goes on when the waiting ends; `bell node resume` calls it off.
+    #[command(
+        after_help = "Examples:\n  bell node drain n1\n  bell node drain n1 --timeout 10m\n  bell node drain n1 --no-wait"
+    )]
     Drain(NodeName),
     /// Let a drained node run VMs again
     #[command(after_help = "Example:\n  bell node resume n1")]
     Resume(NodeName),
     /// Assert that an unknown node is switched off, so that its VMs may start elsewhere
     ///
-    /// The cluster cannot check this assertion. If the node still runs, its VMs run twice and
-    /// destroy their disks.
+    /// The cluster cannot check this assertion: on this word alone it starts the node's VMs
+    /// elsewhere. A runner that still lives keeps the locks of its disks, so that the start waits
+    /// for it. Assert it only when the node is really off.
     #[command(
         after_help = "Examples:\n  bell node confirm-down n1\n  bell node confirm-down n1 --confirm n1"
     )]

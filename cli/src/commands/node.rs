@@ -1,5 +1,7 @@
 //! `bell node …`.
 
+mod drain;
+
 use bellwether_proto::v1;
 use serde_json::json;
 
@@ -22,7 +24,11 @@ pub async fn run(session: &Session<'_>, command: NodeCommand) -> Result<(), Fail
             let reply = act(&cluster, "drain", &request, async |mut client, request| {
                 client.drain_node(request).await
             });
-            finish(session, &cluster, reply.await?).await
+            let reply = reply.await?;
+            match session.global.no_wait {
+                true => finish(session, &cluster, reply).await,
+                false => drain::wait(session, &cluster, reply).await,
+            }
         }
         NodeCommand::Resume(name) => {
             let request = v1::NodeRequest { node: name.node, confirm: String::new() };
@@ -54,13 +60,17 @@ async fn list(session: &Session<'_>, cluster: &Cluster) -> Result<(), Failure> {
 }
 
 async fn get(cluster: &Cluster, node: &str) -> Result<v1::Node, Failure> {
+    Ok(look(cluster, node).await?.node.unwrap_or_default())
+}
+
+/// The node, and the tasks that are moving its VMs.
+async fn look(cluster: &Cluster, node: &str) -> Result<v1::NodeReply, Failure> {
     let request = v1::NodeRequest { node: node.to_owned(), confirm: String::new() };
-    let reply = cluster
+    cluster
         .ask(&format!("show node {node}"), &Subject::Node(node.to_owned()), async |mut client| {
             client.get_node(request.clone()).await
         })
-        .await?;
-    Ok(reply.node.unwrap_or_default())
+        .await
 }
 
 async fn act(
@@ -135,8 +145,9 @@ fn ask_for_name(session: &Session<'_>, node: &v1::Node) -> Result<String, Failur
         node.name
     ));
     session.output.note(&format!(
-        "The cluster cannot check this. It will start the node's VMs elsewhere ({vms}).\n\
-         If the node still runs, these VMs run twice and destroy their disks.\n\
+        "The cluster cannot check this. On your word it starts the node's VMs elsewhere ({vms}).\n\
+         A runner that still lives keeps the locks of its disks, and the start waits for it.\n\
+         Assert it only when the node is really off.\n\
          The assertion goes into the log with your name."
     ));
     session

@@ -8,6 +8,9 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::Output;
 
+/// No task has this number.
+const NO_TASK: u64 = 0;
+
 /// What was last shown of a task.
 struct Shown {
     step: String,
@@ -48,6 +51,23 @@ impl Progress {
             None => super::say(&format!("task {} {title}: {step}", task.id)),
         }
         shown.step = step;
+    }
+
+    /// The same for something that is no task; there is one such line.
+    pub fn show_text(&mut self, text: &str) {
+        let text = super::printable(text);
+        let shown = self.tasks.entry(NO_TASK).or_insert_with(|| Shown {
+            step: String::new(),
+            bar: self.bars.as_ref().map(|bars| bars.add(bar())),
+        });
+        if shown.step == text {
+            return;
+        }
+        match &shown.bar {
+            Some(bar) => bar.set_message(text.clone()),
+            None => super::say(&text),
+        }
+        shown.step = text;
     }
 
     /// Takes the moving lines off the terminal; the result follows.

@@ -176,7 +176,7 @@ pub fn vm(vm: &v1::Vm) -> String {
         .add("Epoch", vm.epoch.to_string())
         .add("Fence proof", vm.fence_proof.clone());
     if let Some(file) = &vm.state_file {
-        sheet.add("State file", format!("{} ({} MiB)", file.path, file.bytes >> 20));
+        sheet.add("State file", format!("{} ({})", file.path, mebibytes(file.bytes)));
     }
     sheet.render()
 }
@@ -241,14 +241,30 @@ fn measures(task: &v1::Task) -> Vec<String> {
         .measures
         .iter()
         .filter(|(key, _)| *key != "outage_us")
-        .map(|(key, value)| match key.strip_suffix("_us") {
-            Some(name) => (name, duration_us(*value)),
-            None => (key.as_str(), value.to_string()),
-        })
+        .map(|(key, value)| measure(key, *value))
         .collect();
     // The sort is stable, so that what has no rank stays in the order of its keys.
     parts.sort_by_key(|(name, _)| rank(name));
-    parts.into_iter().map(|(name, value)| format!("{name} {value}")).collect()
+    parts.into_iter().map(|(name, value)| format!("{} {value}", name.replace('_', " "))).collect()
+}
+
+/// Name and value of a measure; its key ends with its unit.
+fn measure(key: &str, value: u64) -> (&str, String) {
+    match key.rsplit_once('_') {
+        Some((name, "ns")) => (name, duration_us(value / 1_000)),
+        Some((name, "us")) => (name, duration_us(value)),
+        Some((name, "ms")) => (name, duration_us(value.saturating_mul(1_000))),
+        Some((name, "bytes")) => (name, mebibytes(value)),
+        _ => (key, value.to_string()),
+    }
+}
+
+/// A size in MiB, with a decimal where it tells something.
+fn mebibytes(bytes: u64) -> String {
+    match bytes >> 20 {
+        mib @ 100.. => format!("{mib} MiB"),
+        mib => format!("{mib}.{} MiB", ((bytes % (1 << 20)) * 10) >> 20),
+    }
 }
 
 /// What a migration cost the guest.

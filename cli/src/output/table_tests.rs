@@ -89,6 +89,8 @@ fn moved() -> v1::Task {
             ("resume_us", 900),
             ("stop_us", 1_200),
             ("commit_us", 4_000),
+            ("memory_bytes", 69_730_304),
+            ("seal_order_us", 9_100),
             ("pages", 12),
         ]
         .map(|(key, value)| (key.to_owned(), value))
@@ -102,8 +104,22 @@ fn a_migration_shows_its_outage_and_the_parts_in_order() {
     assert_eq!(
         migration(&moved()),
         "VM web-1 migrated n1 -> n2: outage 18.2 ms\n  \
-         stop 1.2 ms, commit 4.0 ms, resume 900 us, pages 12"
+         stop 1.2 ms, commit 4.0 ms, resume 900 us, memory 66.5 MiB, pages 12, seal order 9.1 ms"
     );
+}
+
+#[test]
+fn a_measure_is_shown_in_the_unit_of_its_key() {
+    for (key, value, shown) in [
+        ("wait_ns", 2_500_000, ("wait", "2.5 ms")),
+        ("wait_us", 61_250_000, ("wait", "61.25 s")),
+        ("wait_ms", 20, ("wait", "20.0 ms")),
+        ("memory_bytes", 4_096, ("memory", "0.0 MiB")),
+        ("memory_bytes", 3 << 29, ("memory", "1536 MiB")),
+        ("pages", 12, ("pages", "12")),
+    ] {
+        assert_eq!(measure(key, value), (shown.0, shown.1.to_owned()));
+    }
 }
 
 #[test]

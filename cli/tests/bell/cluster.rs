@@ -49,11 +49,44 @@ fn a_verb_that_does_not_wait_prints_the_number_of_the_task() {
     assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (0, "12\n", ""));
     assert_eq!(*calls.lock().unwrap(), ["migrate web-1"]);
     assert_eq!(lab.bell("node drain n1 --no-wait").stdout, "7\n8\n");
-    let drained = lab.bell("node drain n1").stdout;
-    assert_eq!(drained, "node n1 is online; 2 of 2 tasks succeeded\n");
     assert_eq!(lab.bell("node resume n1").stdout, "node n1 is online\n");
     let json = lab.bell("vm start web-1 --no-wait -o json").json();
     assert_eq!((&json["task_id"], &json["task"]), (&12.into(), &serde_json::Value::Null));
+}
+
+#[test]
+fn a_drain_waits_until_the_node_is_empty() {
+    let (lab, calls) = Lab::with(Conduct::Serve);
+    let drained = lab.bell("node drain n1");
+    assert_eq!((drained.code, drained.stdout.as_str()), (0, "node n1 is in maintenance\n"));
+    let progress = "node n1 is draining, still there: web-1; its VMs are moving away\n";
+    assert_eq!(drained.stderr, progress);
+    assert_eq!(*calls.lock().unwrap(), ["drain n1", "node n1", "node n1"]);
+
+    let json = lab.bell("node drain n1 -o json").json();
+    assert_eq!((&json["node"]["phase"], &json["tasks"]), (&"maintenance".into(), &().into()));
+    assert_eq!(json["task_ids"], serde_json::json!([7, 8]));
+
+    calls.lock().unwrap().clear();
+    assert_eq!(lab.bell("node drain empty").stdout, "node empty is in maintenance\n");
+    assert_eq!(*calls.lock().unwrap(), ["drain empty"]);
+}
+
+#[test]
+fn a_drain_that_cannot_end_says_why_and_goes_on_without_its_watcher() {
+    let (lab, _) = Lab::with(Conduct::Serve);
+    let late = lab.bell("node drain n2 --timeout 2s");
+    assert_eq!((late.code, late.stdout.as_str()), (6, ""), "{late:?}");
+    for said in [
+        "node n2 is draining, still there: web-1; web-1: n1 has 128 MiB left, 256 wanted\n",
+        "error: time ran out; the drain of node n2 goes on by itself",
+        "remedy: see how far it is with `bell node show n2`; `bell node resume n2` calls it off",
+    ] {
+        assert!(late.stderr.contains(said), "{said}\n{late:?}");
+    }
+    let resumed = lab.bell("node drain resumed");
+    assert_eq!(resumed.code, 4, "{resumed:?}");
+    assert!(resumed.stderr.contains("was resumed"), "{resumed:?}");
 }
 
 #[test]

@@ -104,6 +104,10 @@ pub struct Incarnation {
     pub locked: bool,
     /// The hash of the state file that is loaded.
     pub loaded: Option<[u8; 32]>,
+    /// The hash of the state file whose Load has been sent and has no answer that counts yet.
+    pub loading: Option<[u8; 32]>,
+    /// A Load went unanswered once, so that a later refusal proves nothing about it.
+    pub load_lost: bool,
     /// Start has been sent at least once: the guest may have run and may have written.
     pub may_have_run: bool,
     /// A Start went unanswered once, so that a later refusal proves nothing about it.
@@ -131,6 +135,8 @@ impl Incarnation {
             arbiter,
             locked: false,
             loaded: None,
+            loading: None,
+            load_lost: false,
             may_have_run: false,
             start_lost: false,
             claiming: None,
@@ -155,6 +161,11 @@ impl Incarnation {
             true => !self.may_have_run,
             false => epoch > self.epoch && self.claiming != Some(epoch),
         }
+    }
+
+    /// Whether nobody can say what its guest does: it may have run, and the VMM has yet to tell.
+    pub fn is_unknown(&self) -> bool {
+        self.uncertain && self.may_have_run && self.is_live()
     }
 
     /// The phase before the first Start, from what is locked and loaded.
@@ -186,7 +197,11 @@ impl Incarnation {
         match sight.state {
             VmmState::Empty => self.phase = Phase::Preparing,
             VmmState::Created => self.phase = self.idle_phase(),
-            VmmState::Loaded => self.phase = Phase::Loaded,
+            VmmState::Loaded => {
+                // Only one file is ever on its way, so it is that one.
+                self.loaded = self.loaded.or(self.loading.take());
+                self.phase = Phase::Loaded;
+            }
             VmmState::Running | VmmState::Paused => {
                 self.may_have_run = true;
                 self.phase = Phase::Active;

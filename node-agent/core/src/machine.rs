@@ -24,14 +24,20 @@
 //!   guest or whose process has ended, and is refused while any other lives.
 //! - The *floor* is the highest epoch that was released here; nothing at or below it is admitted
 //!   again. It is durable before a release is answered. An agent that dies before has promised
-//!   nothing: the release is ordered again; one that finds a VMM at or below the floor ends it. It lives in the runtime directory, whose life
-//!   is the boot's: after a reboot nothing can run that would need it.
+//!   nothing: the release is ordered again; one that finds a VMM at or below the floor ends it. It
+//!   lives in the runtime directory, whose life is the boot's: after a reboot nothing can run that
+//!   would need it.
+//! - A release whose VMM would not end in time stays `releasing`; it is complete when the process
+//!   ends after all, whether or not the release is ordered again.
 //! - A crash of the agent loses nothing else: the VMM's own status rebuilds the phase
-//!   ([`Incarnation::see`]), and `may_have_run` is durable before Start is sent.
+//!   ([`Incarnation::see`]), and what is sent (`may_have_run`, `claiming`, `loading`) is recorded
+//!   before it is sent.
 //! - A start that the VMM refuses, while no earlier one is unaccounted for, is *given up*: the VMM
 //!   is released and the floor raised to the epoch, so that "the guest has not run and never will"
 //!   is true when it is told, and stays true.
-//! - The highest term of a leader that was obeyed is kept, so that a deposed one is not.
+//! - The highest term of a leader that this node heard of is kept ([`Standing::term`]), so that a
+//!   deposed one is not obeyed; so is the highest task that sealed the VM, so that the late Seal of
+//!   a task that is over does not stop a guest that nobody will run again.
 
 use bellwether_types::{Arbiter, Epoch, VmId};
 
@@ -44,6 +50,8 @@ use crate::refusal::Refusal;
 pub struct Durable {
     pub floor: Epoch,
     pub term: u64,
+    /// The highest task for which a Seal was admitted; 0 for none.
+    pub seal_task: u64,
     /// The last incarnation that was released, so that a repeated release answers as before.
     pub released: Option<Released>,
 }
@@ -67,6 +75,8 @@ pub struct Standing {
     pub lease_live: bool,
     /// A registration or renewal of this boot has succeeded recently.
     pub contact_recent: bool,
+    /// The highest term that this node heard of, whatever VM it was about.
+    pub term: u64,
 }
 
 /// The state of one VM on this node.
@@ -100,6 +110,7 @@ impl Machine {
     pub fn adopt(&mut self, mut found: Incarnation) -> bool {
         // Whatever was sent by an agent that died has gone unanswered.
         found.start_lost |= found.may_have_run;
+        found.load_lost |= found.loading.is_some();
         let wanted = found.epoch > self.durable.floor;
         if !wanted {
             found.phase = Phase::Releasing;
@@ -115,11 +126,16 @@ impl Machine {
         }
     }
 
-    /// The VMM's process has ended by itself and was reaped.
+    /// Whether a release has begun and has not been completed.
+    pub fn is_releasing(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.phase == Phase::Releasing)
+    }
+
+    /// The VMM's process has ended by itself and was reaped. Called between orders only: one that
+    /// is releasing then has outlived its release, and [`Machine::finish_release`] completes that
+    /// when the floor is durable.
     pub fn ended(&mut self, reason: &str) {
-        if let Some(current) = &mut self.current
-            && current.phase != Phase::Releasing
-        {
+        if let Some(current) = &mut self.current {
             current.phase = Phase::Ended;
             current.locked = false;
             current.uncertain = false;
@@ -128,20 +144,17 @@ impl Machine {
         }
     }
 
-    /// A release that an earlier agent began is complete.
+    /// A release that an earlier agent began, or that had no answer in time, is complete.
     pub fn finish_release(&mut self, reason: &str) {
         self.released(reason, None);
     }
 
     /// Decides about an order. What is admitted is under way until [`Machine::complete`].
     pub fn admit(&mut self, stamped: &Stamped, standing: Standing) -> Result<Action, Refusal> {
-        if stamped.term < self.durable.term {
-            return Err(Refusal::OldTerm {
-                vm: self.vm,
-                order: stamped.order.word(),
-                term: stamped.term,
-                seen: self.durable.term,
-            });
+        let seen = self.durable.term.max(standing.term);
+        if stamped.term < seen {
+            let (vm, order) = (self.vm, stamped.order.word());
+            return Err(Refusal::OldTerm { vm, order, term: stamped.term, seen });
         }
         self.durable.term = stamped.term;
         if stamped.order == Order::Release {
@@ -273,11 +286,12 @@ impl Machine {
             let given_up = starts(&stamped.order) && self.give_up(stamped);
             return if given_up { Ok(Action::GiveUp) } else { Err(refusal) };
         }
+        self.check_task(stamped)?;
         let action = self.action_on(stamped, current)?;
         if matches!(action, Action::Start | Action::ClaimBack) {
             self.check_standing(stamped, current.arbiter, standing)?;
         }
-        self.begin(&action, stamped.epoch);
+        self.begin(&action, stamped);
         Ok(action)
     }
 
@@ -301,6 +315,12 @@ impl Machine {
                 Ok(Action::Answer(Answer::Loaded { load_us: current.load_us }))
             }
             (Order::LoadState { .. }, Loaded) => {
+                Err(Refusal::OtherFile { vm: self.vm, epoch: stamped.epoch })
+            }
+            // An earlier one may still arrive, and then nobody could say which of the two it is.
+            (Order::LoadState { hash }, Prepared | Locked)
+                if current.loading.is_some_and(|it| it != *hash) =>
+            {
                 Err(Refusal::OtherFile { vm: self.vm, epoch: stamped.epoch })
             }
             (Order::LoadState { .. }, Prepared | Locked) => Ok(Action::Load),
@@ -339,6 +359,15 @@ impl Machine {
         }
     }
 
+    /// A saga that has ended asks for nothing; what it asked before may still be on its way.
+    fn check_task(&self, stamped: &Stamped) -> Result<(), Refusal> {
+        let (task, seen) = (stamped.task, self.durable.seal_task);
+        match stamped.order == Order::Seal && task != 0 && task < seen {
+            true => Err(Refusal::OldTask { vm: self.vm, epoch: stamped.epoch, task, seen }),
+            false => Ok(()),
+        }
+    }
+
     fn check_standing(
         &self,
         stamped: &Stamped,
@@ -354,14 +383,22 @@ impl Machine {
     }
 
     /// Notes that an action begins, so that observations and a restarted agent know of it.
-    fn begin(&mut self, action: &Action, epoch: Epoch) {
+    fn begin(&mut self, action: &Action, stamped: &Stamped) {
+        if stamped.order == Order::Seal {
+            self.durable.seal_task = self.durable.seal_task.max(stamped.task);
+        }
         let Some(current) = &mut self.current else { return };
         match action {
             Action::Start => {
                 current.phase = Phase::Activating;
                 current.may_have_run = true;
             }
-            Action::ClaimBack => current.claiming = Some(epoch),
+            Action::ClaimBack => current.claiming = Some(stamped.epoch),
+            Action::Load => {
+                if let Order::LoadState { hash } = stamped.order {
+                    current.loading = Some(hash);
+                }
+            }
             Action::Save => current.phase = Phase::Sealing,
             _ => {}
         }
@@ -393,6 +430,7 @@ impl Machine {
                 if let Some(current) = &mut self.current {
                     current.uncertain = true;
                     current.start_lost |= starts(&stamped.order);
+                    current.load_lost |= matches!(stamped.order, Order::LoadState { .. });
                 }
             }
         }
@@ -425,6 +463,7 @@ impl Machine {
                 if let Order::LoadState { hash } = stamped.order {
                     current.loaded = Some(hash);
                 }
+                current.loading = None;
                 current.load_us = *load_us;
                 current.phase = Phase::Loaded;
             }
@@ -459,6 +498,7 @@ impl Machine {
                 current.may_have_run = current.start_lost;
             }
             Order::ClaimBack { .. } if !current.start_lost => current.claiming = None,
+            Order::LoadState { .. } if !current.load_lost => current.loading = None,
             Order::Seal => current.phase = Phase::Active,
             _ => {}
         }

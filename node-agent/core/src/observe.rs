@@ -8,6 +8,9 @@ use crate::incarnation::{Incarnation, Phase, VmmSight, VmmState};
 /// itself included: whoever wants it to go on has to start it again.
 const CLEAN_EXITS: [&str; 2] = ["guest-shutdown", "stopped"];
 
+/// Why a VM is unknown whose guest may have run, and whose VMM has not told its state since.
+const UNTOLD: &str = "the VMM has not told its state yet";
+
 /// What the agent last saw of one incarnation.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Observation {
@@ -21,6 +24,7 @@ pub struct Observation {
 /// The observation of an incarnation, with the last thing its VMM said, if it said any.
 pub fn observe(incarnation: &Incarnation, sight: Option<&VmmSight>) -> Observation {
     let (state, reason) = match incarnation.phase {
+        _ if incarnation.is_unknown() => (VmState::Unknown, UNTOLD.to_owned()),
         Phase::Preparing | Phase::Prepared | Phase::Locked => (VmState::Starting, String::new()),
         Phase::Loaded => (VmState::Restoring, String::new()),
         Phase::Activating if incarnation.loaded.is_some() => (VmState::Restoring, String::new()),
@@ -82,6 +86,18 @@ mod tests {
         ] {
             assert_eq!(observe(&in_phase(phase), None).state, state, "{phase}");
         }
+    }
+
+    #[test]
+    fn what_may_run_and_is_not_seen_is_unknown() {
+        for phase in [Phase::Preparing, Phase::Activating, Phase::Sealed, Phase::Releasing] {
+            let lost = Incarnation { uncertain: true, may_have_run: true, ..in_phase(phase) };
+            assert_eq!(observe(&lost, None).state, VmState::Unknown, "{phase}");
+        }
+        let idle = Incarnation { uncertain: true, ..in_phase(Phase::Preparing) };
+        assert_eq!(observe(&idle, None).state, VmState::Starting);
+        let gone = Incarnation { may_have_run: true, ..in_phase(Phase::Ended) };
+        assert_eq!(observe(&gone, None).state, VmState::Failed);
     }
 
     #[test]

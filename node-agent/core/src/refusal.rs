@@ -8,10 +8,15 @@ use crate::incarnation::Phase;
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Refusal {
     #[error(
-        "{order} of VM {vm} comes from a leader of term {term}, but this node has obeyed term \
-         {seen}; the newer leader decides"
+        "{order} of VM {vm} comes from a leader of term {term}, but this node has heard of \
+         term {seen}; the newer leader decides"
     )]
     OldTerm { vm: VmId, order: &'static str, term: u64, seen: u64 },
+    #[error(
+        "seal of VM {vm} under epoch {epoch}: it is for task {task}, but this node has sealed the \
+         VM for task {seen}; the newer task decides"
+    )]
+    OldTask { vm: VmId, epoch: Epoch, task: u64, seen: u64 },
     #[error(
         "{order} of VM {vm} under epoch {epoch}: this node has released every epoch up to {floor}; \
          give it a higher one"

@@ -11,7 +11,7 @@ use bellwether_agent_core::{
 use bellwether_types::{Arbiter, Epoch, StateFileRef, VmId};
 use proptest::prelude::*;
 
-const WELL: Standing = Standing { lease_live: true, contact_recent: true };
+const WELL: Standing = Standing { lease_live: true, contact_recent: true, term: 0 };
 
 fn vm() -> VmId {
     VmId::from_uuid(uuid::Uuid::from_u128(7))
@@ -91,8 +91,11 @@ impl World {
         let result = match step {
             Step::Order(stamped, fate) => self.order(stamped, *fate),
             Step::VmmDies => {
-                if self.processes.remove(&self.home).is_some() {
-                    self.machine.ended("killed");
+                let releasing = self.machine.is_releasing();
+                match self.processes.remove(&self.home) {
+                    Some(_) if releasing => self.machine.finish_release("killed"),
+                    Some(_) => self.machine.ended("killed"),
+                    None => {}
                 }
                 None
             }
@@ -128,6 +131,7 @@ impl World {
         let Some(record) = self.record.clone() else { return };
         let found = Incarnation {
             loaded: record.loaded,
+            loading: record.loading,
             may_have_run: record.may_have_run,
             claiming: record.claiming,
             claimed_from: record.claimed_from,
@@ -401,6 +405,10 @@ fn prepare() -> Order {
     Order::Prepare { arbiter: Arbiter::Storage }
 }
 
+fn load(hash: u8) -> Order {
+    Order::LoadState { hash: [hash; 32] }
+}
+
 fn carry_out(world: &mut World, epoch: u64, order: Order) -> Answer {
     let stamped = Stamped { term: 1, task: 0, epoch: Epoch(epoch), order };
     let answer = world.step(&Step::Order(stamped.clone(), Fate::Works));
@@ -496,8 +504,8 @@ fn a_start_that_went_unanswered_is_never_given_up() {
 
 #[test]
 fn activation_needs_what_the_arbiter_says() {
-    let no_lease = Standing { lease_live: false, contact_recent: true };
-    let no_contact = Standing { lease_live: true, contact_recent: false };
+    let no_lease = Standing { lease_live: false, contact_recent: true, term: 0 };
+    let no_contact = Standing { lease_live: true, contact_recent: false, term: 0 };
     for (arbiter, standing) in
         [(Arbiter::Lease, no_lease), (Arbiter::Lease, no_contact), (Arbiter::Storage, no_contact)]
     {
@@ -510,4 +518,82 @@ fn activation_needs_what_the_arbiter_says() {
         assert!(machine.admit(&activate, standing).is_err());
         assert_eq!(machine.admit(&activate, WELL), Ok(Action::Start));
     }
+}
+
+#[test]
+fn a_load_whose_answer_was_lost_is_answered_when_it_is_repeated() {
+    for between in [Step::StatusSeen, Step::AgentCrashes] {
+        let mut world = World::new();
+        carry_out(&mut world, 1, prepare());
+        let stamped = Stamped { term: 1, task: 0, epoch: Epoch(1), order: load(1) };
+        world.step(&Step::Order(stamped, Fate::DoneUnanswered));
+        world.step(&between);
+        let again = give(&mut world.machine, 1, load(1));
+        assert_eq!(again, Ok(Action::Answer(Answer::Loaded { load_us: 0 })));
+        let other = give(&mut world.machine, 1, load(2));
+        assert!(matches!(other, Err(Refusal::OtherFile { .. })), "{other:?}");
+    }
+}
+
+#[test]
+fn a_load_that_may_still_arrive_keeps_other_files_out() {
+    let mut world = World::new();
+    carry_out(&mut world, 1, prepare());
+    let load = |hash| Stamped { term: 1, task: 0, epoch: Epoch(1), order: load(hash) };
+    world.step(&Step::Order(load(1), Fate::Fails));
+    world.step(&Step::Order(load(2), Fate::UndoneUnanswered));
+    world.step(&Step::StatusSeen);
+    // A later refusal says nothing of the first.
+    world.step(&Step::Order(load(2), Fate::Fails));
+    let other = world.machine.admit(&load(1), WELL);
+    assert!(matches!(other, Err(Refusal::OtherFile { .. })), "{other:?}");
+    assert_eq!(world.machine.admit(&load(2), WELL), Ok(Action::Load));
+}
+
+#[test]
+fn the_late_seal_of_a_task_that_is_over_is_refused() {
+    let mut world = World::new();
+    carry_out(&mut world, 1, prepare());
+    carry_out(&mut world, 1, Order::Activate);
+    let seal = |task| Stamped { term: 1, task, epoch: Epoch(1), order: Order::Seal };
+    world.step(&Step::Order(seal(4), Fate::Fails));
+    for between in [Step::StatusSeen, Step::AgentCrashes] {
+        world.step(&between);
+        let late = world.machine.admit(&seal(3), WELL);
+        assert!(matches!(late, Err(Refusal::OldTask { task: 3, seen: 4, .. })), "{late:?}");
+    }
+    // The same task again, a newer one and one without a task.
+    for task in [4, 5, 0] {
+        assert_eq!(world.machine.clone().admit(&seal(task), WELL), Ok(Action::Save), "{task}");
+    }
+}
+
+#[test]
+fn a_term_that_the_node_heard_of_elsewhere_counts() {
+    let mut machine = Machine::new(vm(), Durable::default());
+    let stamped = Stamped { term: 4, task: 0, epoch: Epoch(1), order: Order::Release };
+    let refused = machine.admit(&stamped, Standing { term: 5, ..WELL });
+    assert!(matches!(refused, Err(Refusal::OldTerm { seen: 5, .. })), "{refused:?}");
+    assert_eq!(machine, Machine::new(vm(), Durable::default()));
+}
+
+#[test]
+fn a_vmm_that_ends_after_its_release_gave_up_completes_it() {
+    let mut world = World::new();
+    carry_out(&mut world, 1, prepare());
+    carry_out(&mut world, 1, Order::Activate);
+    let release = Stamped { term: 1, task: 0, epoch: Epoch(1), order: Order::Release };
+    world.step(&Step::Order(release.clone(), Fate::UndoneUnanswered));
+    assert!(world.machine.is_releasing());
+    // Where the floor cannot be made durable, it has ended all the same, and is not releasing.
+    let mut undurable = world.machine.clone();
+    undurable.ended("killed");
+    assert_eq!(undurable.current().map(|it| it.phase), Some(Phase::Ended));
+    assert_eq!(undurable.admit(&release, WELL), Ok(Action::Release));
+    world.step(&Step::VmmDies);
+    assert_eq!(world.machine.current(), None);
+    assert_eq!(
+        carry_out(&mut world, 1, Order::Release),
+        Answer::Released { reason: "killed".into() }
+    );
 }

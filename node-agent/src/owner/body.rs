@@ -43,6 +43,8 @@ impl Body {
             pid: None,
             start_ticks: None,
             loaded: None,
+            loading: None,
+            load_us: 0,
             may_have_run: false,
             claiming: None,
             claimed_from: None,
@@ -125,6 +127,8 @@ impl Body {
         let record = IncarnationRecord {
             epoch: current.epoch,
             loaded: current.loaded,
+            loading: current.loading,
+            load_us: current.load_us,
             may_have_run: current.may_have_run,
             claiming: current.claiming,
             claimed_from: current.claimed_from,
@@ -143,6 +147,8 @@ impl Body {
         let record = &self.record;
         let mut found = Incarnation::preparing(record.epoch, record.arbiter);
         found.loaded = record.loaded;
+        found.loading = record.loading;
+        found.load_us = record.load_us;
         found.may_have_run = record.may_have_run;
         found.claiming = record.claiming;
         found.claimed_from = record.claimed_from;

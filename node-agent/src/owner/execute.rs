@@ -93,8 +93,14 @@ impl Owner {
         action: Action,
         command: &Command,
     ) -> Result<Reply, Failure> {
-        // Persist before send: a later agent must know that the guest may have run.
-        self.save_record();
+        // Persist before send: a later agent must know that the guest may have run, and which file
+        // may be loaded.
+        if let Err(error) = self.save_record()
+            && matches!(action, Action::Start | Action::ClaimBack | Action::Load)
+        {
+            let text = format!("{error}; the VMM was not asked for anything, ask again");
+            return Err(Failure::failed(Status::unavailable(text)));
+        }
         match (action, &command.details) {
             (Action::Answer(answer), _) => Ok(Reply::Answer(answer)),
             (Action::Prepare { .. }, _) => self.prepare(command).await,
@@ -141,7 +147,7 @@ impl Owner {
             body.loaded_file = Some(file.path.clone());
         }
         let request = v1::LoadRequest { file: Some(v1::StateFile::from(file)) };
-        let recall = self.recall(command.stamped.epoch);
+        let recall = self.recall(&command.stamped);
         let reply = bounded("load", LOAD_MAX, recall, client.load(request)).await?;
         Ok(Reply::Answer(Answer::Loaded { load_us: reply.load_us }))
     }
@@ -150,7 +156,7 @@ impl Owner {
         let epoch = command.stamped.epoch;
         self.show_page(epoch).await?;
         let loaded = self.machine.current().is_some_and(|current| current.loaded.is_some());
-        let timings = self.start(epoch, wait, loaded).await?;
+        let timings = self.start(command, wait, loaded).await?;
         Ok(Reply::Answer(Answer::Activated(wire::activate_timings(timings))))
     }
 
@@ -161,7 +167,7 @@ impl Owner {
     ) -> Result<Reply, Failure> {
         let epoch = command.stamped.epoch;
         self.show_page(epoch).await?;
-        let timings = self.start(epoch, Duration::ZERO, true).await?;
+        let timings = self.start(command, Duration::ZERO, true).await?;
         if let Some(file) = file {
             self.remove_claimed(file).await;
         }
@@ -205,18 +211,19 @@ impl Owner {
 
     async fn start(
         &self,
-        epoch: Epoch,
+        command: &Command,
         lock_wait: Duration,
         consume_state_file: bool,
     ) -> Result<v1::ActivateTimings, Failure> {
         let mut client = self.client()?;
         let request = v1::StartRequest {
-            epoch: epoch.0,
+            epoch: command.stamped.epoch.0,
             lock_wait_ms: millis(lock_wait),
             consume_state_file,
         };
         let after = START_MAX.saturating_add(lock_wait);
-        let reply = bounded("start", after, self.recall(epoch), client.start(request)).await?;
+        let recall = self.recall(&command.stamped);
+        let reply = bounded("start", after, recall, client.start(request)).await?;
         Ok(reply.timings.unwrap_or_default())
     }
 
@@ -227,7 +234,7 @@ impl Owner {
             directory: storage::state_dir(storage).display().to_string(),
             generation: command.stamped.task,
         };
-        let recall = self.recall(command.stamped.epoch);
+        let recall = self.recall(&command.stamped);
         let saved = bounded("save", SAVE_MAX, recall, client.save(request)).await;
         let reply = saved.map_err(|error| save_failure(self.vm.to_string(), error))?;
         let sealed = wire::saved(reply).map_err(|error| {
@@ -238,14 +245,14 @@ impl Owner {
 
     async fn pause(&mut self, command: &Command) -> Result<Reply, Failure> {
         let mut client = self.client()?;
-        let recall = self.recall(command.stamped.epoch);
+        let recall = self.recall(&command.stamped);
         let call = client.pause(v1::PauseRequest {});
         self.reached(VmmState::Paused, bounded("pause", SHORT_MAX, recall, call).await).await
     }
 
     async fn resume(&mut self, command: &Command) -> Result<Reply, Failure> {
         let mut client = self.client()?;
-        let recall = self.recall(command.stamped.epoch);
+        let recall = self.recall(&command.stamped);
         let call = client.resume(v1::ResumeRequest {});
         self.reached(VmmState::Running, bounded("resume", SHORT_MAX, recall, call).await).await
     }
@@ -272,7 +279,7 @@ impl Owner {
 
     async fn shut_down(&mut self, command: &Command) -> Result<Reply, Failure> {
         let mut client = self.client()?;
-        let recall = self.recall(command.stamped.epoch);
+        let recall = self.recall(&command.stamped);
         let call = client.shutdown(v1::ShutdownRequest {});
         match bounded("shutdown", SHORT_MAX, recall, call).await {
             // A guest that is quick ends its VMM before the answer is out: that was the order.
@@ -292,13 +299,21 @@ pub(super) async fn on_storage<T: Send + 'static>(
     path: &Path,
     work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
 ) -> Result<T, Failure> {
-    match tokio::time::timeout(STORAGE_MAX, tokio::task::spawn_blocking(work)).await {
+    within(STORAGE_MAX, path, work).await
+}
+
+async fn within<T: Send + 'static>(
+    at_most: Duration,
+    path: &Path,
+    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(at_most, tokio::task::spawn_blocking(work)).await {
         Ok(Ok(result)) => result.map_err(|error| Failure::precondition(error.to_string())),
         Ok(Err(error)) => Err(Failure::internal(format!("`{}`: {error}", path.display()))),
         Err(_) => Err(Failure::unknown(Status::deadline_exceeded(format!(
-            "the storage `{}` has not answered for {} s; outcome unknown, check its mount",
+            "the storage `{}` has not answered for {} s; check its mount on this node",
             path.display(),
-            STORAGE_MAX.as_secs()
+            at_most.as_secs()
         )))),
     }
 }
@@ -306,10 +321,18 @@ pub(super) async fn on_storage<T: Send + 'static>(
 /// The storage is there, and so are the agent's directories in it.
 pub(super) async fn ensure_storage(storage: &Path) -> Result<(), Failure> {
     let root = storage.to_owned();
-    // Nothing has been asked of a VMM yet, so even silence of the storage leaves nothing open.
-    on_storage(storage, move || storage::ensure_dirs(&root))
+    ensured(STORAGE_MAX, storage, move || storage::require_dirs(&root)).await
+}
+
+/// Nothing has been asked of a VMM yet, so even silence of the storage leaves nothing open.
+async fn ensured(
+    at_most: Duration,
+    storage: &Path,
+    work: impl FnOnce() -> Result<(), StorageError> + Send + 'static,
+) -> Result<(), Failure> {
+    within(at_most, storage, work)
         .await
-        .map_err(|failure| Failure::failed(failure.status))
+        .map_err(|failure| Failure::failed(definite(failure.status)))
 }
 
 /// An error of a save, with the kind that its cause deserves.
@@ -342,6 +365,27 @@ mod tests {
         assert_eq!(failure.outcome(), Outcome::Failed);
         let other = save_failure("v".into(), CallError::Refused(Status::unknown("checksum")));
         assert_eq!(other.status.code(), Code::Internal);
+    }
+
+    #[tokio::test]
+    async fn hung_storage_before_a_prepare_or_a_save_leaves_nothing_open() {
+        let (hangs, answer) = std::sync::mpsc::channel::<()>();
+        let work = move || {
+            let _ = answer.recv_timeout(Duration::from_secs(60));
+            Ok(())
+        };
+        let failure = ensured(Duration::from_millis(1), Path::new("/s"), work).await.unwrap_err();
+        assert_eq!(failure.status.code(), Code::Internal, "another node is to be tried");
+        assert_eq!(failure.outcome(), Outcome::Failed);
+        drop(hangs);
+    }
+
+    #[test]
+    fn a_lost_save_is_unknown_whatever_its_code_was() {
+        let lost = CallError::Lost { what: "save", detail: "h2: enhance your calm".into() };
+        let failure = save_failure("v".into(), lost);
+        assert_eq!(failure.status.code(), Code::DeadlineExceeded);
+        assert_eq!(failure.outcome(), Outcome::Unknown);
     }
 
     #[test]

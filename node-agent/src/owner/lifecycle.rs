@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bellwether_agent_core::{Answer, Outcome, Phase};
 use bellwether_proto::v1;
-use bellwether_types::{Arbiter, Epoch};
+use bellwether_types::Arbiter;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Status};
 
@@ -42,7 +42,7 @@ impl Owner {
             lease_path: self.node.runtime.home(self.vm, epoch).lease_page().display().to_string(),
             serial_path: String::new(),
         };
-        if let Err(failure) = self.build(epoch, arbiter, request).await {
+        if let Err(failure) = self.build(command, arbiter, request).await {
             // If even that fails, the process is still there, and the outcome is unknown.
             self.demolish().await?;
             return Err(Failure::failed(definite(failure.status)));
@@ -53,10 +53,11 @@ impl Owner {
 
     async fn build(
         &mut self,
-        epoch: Epoch,
+        command: &Command,
         arbiter: Arbiter,
         request: v1::CreateRequest,
     ) -> Result<(), Failure> {
+        let epoch = command.stamped.epoch;
         let home = self.node.runtime.home(self.vm, epoch);
         let body = Body::create(home.clone(), self.vm, self.node.boot_id, epoch, arbiter)
             .map_err(|error| Failure::internal(error.to_string()))?;
@@ -76,7 +77,7 @@ impl Owner {
         let process = body.process().ok_or_else(|| Failure::internal("no process"))?;
         let vmm = Vmm::connect(&home.socket(), process).await.map_err(Failure::from)?;
         body.set_vmm(vmm.clone());
-        let recall = self.recall(epoch);
+        let recall = self.recall(&command.stamped);
         let mut client = vmm.client();
         bounded("create", CREATE_MAX, recall, client.create(request)).await?;
         Ok(())
@@ -158,7 +159,7 @@ impl Owner {
     }
 
     /// The process is gone: its page and directory go too.
-    fn clean_up(&mut self) {
+    pub(super) fn clean_up(&mut self) {
         self.node.desk.drop_page(self.vm);
         self.sight = None;
         self.silence = 0;
@@ -190,15 +191,18 @@ impl Owner {
         tracing::info!(vm_id = %self.vm, %epoch, alive, phase = phase.map(Phase::as_str), "adopted");
     }
 
+    /// The process is gone, and the floor was durable before: how it ended can be told later.
+    pub(super) fn complete_release(&mut self, reason: &str) {
+        self.machine.finish_release(reason);
+        if let Err(status) = self.save_floor() {
+            tracing::error!(vm_id = %self.vm, reason = status.message(), "not saved");
+        }
+    }
+
     /// The agent died within a release: the floor says that this incarnation has to go.
     async fn finish_release(&mut self) {
         match self.release().await {
-            Ok(Reply::Answer(Answer::Released { reason })) => {
-                self.machine.finish_release(&reason);
-                if let Err(status) = self.save_floor() {
-                    tracing::error!(vm_id = %self.vm, reason = status.message(), "not saved");
-                }
-            }
+            Ok(Reply::Answer(Answer::Released { reason })) => self.complete_release(&reason),
             Ok(_) => {}
             Err(failure) => {
                 let reason = failure.status.message();

@@ -18,6 +18,8 @@ mod execute;
 mod files;
 mod lifecycle;
 mod takeover;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,7 +30,7 @@ use bellwether_agent_core::{
     VmmState, observe,
 };
 use bellwether_proto::v1;
-use bellwether_types::{Epoch, StateFileRef, VmId, VmState};
+use bellwether_types::{StateFileRef, VmId, VmState};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tonic::{Code, Status};
@@ -41,7 +43,8 @@ pub use lifecycle::reap;
 use crate::failpoints;
 use crate::launch;
 use crate::node::Node;
-use crate::vmm::{Recall, Vmm};
+use crate::runtime_dir::RuntimeError;
+use crate::vmm::{LastRelease, Recall, Vmm};
 
 /// After so many unanswered status calls in a row a VMM is reported as unknown.
 const SILENCE_MAX: u32 = 4;
@@ -98,7 +101,7 @@ pub struct Owner {
     sight: Option<VmmSight>,
     /// Status calls in a row that had no answer.
     silence: u32,
-    releases: watch::Receiver<Epoch>,
+    releases: watch::Receiver<LastRelease>,
 }
 
 enum Event {
@@ -112,7 +115,7 @@ impl Owner {
         node: Arc<Node>,
         vm: VmId,
         durable: Durable,
-        releases: watch::Receiver<Epoch>,
+        releases: watch::Receiver<LastRelease>,
     ) -> Self {
         let machine = Machine::new(vm, durable.clone());
         Self { node, vm, machine, saved: durable, body: None, sight: None, silence: 0, releases }
@@ -165,7 +168,7 @@ impl Owner {
         if self.machine.current().is_some_and(|current| current.uncertain) {
             self.look().await;
         }
-        let standing = self.node.desk.standing();
+        let standing = self.node.desk.standing(self.node.terms.highest());
         let admitted = self.machine.admit(&command.stamped, standing);
         let action = admitted.map_err(refuse)?;
         // A release raises the floor too, but makes it durable only before it answers: somebody
@@ -207,7 +210,7 @@ impl Owner {
                 if let Reply::Answer(answer) = &reply {
                     self.machine.complete(&command.stamped, &Outcome::Done(answer.clone()));
                 }
-                self.save_record();
+                self.note_record();
                 self.save_floor()?;
                 Ok(reply)
             }
@@ -218,7 +221,7 @@ impl Owner {
                 }
                 // The VMM's own word is better than our guess about what it did.
                 self.look().await;
-                self.save_record();
+                self.note_record();
                 Err(self.explain(failure))
             }
         }
@@ -239,8 +242,8 @@ impl Owner {
 
     fn save_floor(&mut self) -> Result<(), Status> {
         let durable = self.machine.durable();
-        // A raised term alone can wait: epochs keep old orders out without it.
-        if (durable.floor, &durable.released) == (self.saved.floor, &self.saved.released) {
+        // A raised term alone is durable already, for the whole node.
+        if *durable == (Durable { term: durable.term, ..self.saved.clone() }) {
             return Ok(());
         }
         self.node.runtime.save_floor(self.vm, durable).map_err(|error| {
@@ -257,7 +260,15 @@ impl Owner {
         let reason = body.exit_reason();
         body.forget_process();
         tracing::warn!(vm_id = %self.vm, home = %body.home_epoch(), reason, "the VMM has ended");
-        self.machine.ended(&reason);
+        // What was released and would not end in time has ended now. While the floor cannot be made
+        // durable it is only an incarnation that has ended; the release is to be ordered again.
+        match self.machine.is_releasing() && self.save_floor().is_ok() {
+            true => {
+                self.clean_up();
+                self.complete_release(&reason);
+            }
+            false => self.machine.ended(&reason),
+        }
     }
 
     /// Asks the VMM for its status, connecting first where an earlier try failed.
@@ -275,7 +286,7 @@ impl Owner {
                 }
                 self.machine.see(&sight);
                 self.sight = Some(sight);
-                self.save_record();
+                self.note_record();
             }
             Err(error) => {
                 self.silence = self.silence.saturating_add(1);
@@ -302,15 +313,24 @@ impl Owner {
     }
 
     /// Writes the incarnation's record if it has changed.
-    fn save_record(&mut self) {
-        let (Some(body), Some(current)) = (&mut self.body, self.machine.current()) else { return };
-        if let Err(error) = body.save_record(current) {
+    fn save_record(&mut self) -> Result<(), RuntimeError> {
+        let (Some(body), Some(current)) = (&mut self.body, self.machine.current()) else {
+            return Ok(());
+        };
+        body.save_record(current).inspect_err(|error| {
             tracing::error!(vm_id = %self.vm, %error, "cannot record the incarnation");
-        }
+        })
     }
 
-    fn recall(&self, epoch: Epoch) -> Option<Recall> {
-        Some(Recall { releases: self.releases.clone(), epoch })
+    /// The same for what the VMM tells of itself, so that it can be written later or never.
+    fn note_record(&mut self) {
+        // It is tried again after the next status.
+        let _ = self.save_record();
+    }
+
+    fn recall(&self, stamped: &Stamped) -> Option<Recall> {
+        let Stamped { term, epoch, .. } = *stamped;
+        Some(Recall { releases: self.releases.clone(), term, epoch })
     }
 
     /// The VMM is paused or runs, as far as it is known.
@@ -320,7 +340,7 @@ impl Owner {
 }
 
 /// A refusal under the code that tells the controller what to make of it.
-fn refuse(refusal: Refusal) -> Status {
+pub fn refuse(refusal: Refusal) -> Status {
     let code = match refusal {
         Refusal::NeverRan { .. } => Code::Aborted,
         // These pass by themselves: the order is to be given again.

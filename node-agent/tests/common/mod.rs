@@ -48,6 +48,7 @@ pub struct Controller {
     heard: watch::Sender<Heard>,
     grants: Arc<Mutex<Vec<v1::Grant>>>,
     members: Arc<Mutex<Vec<v1::Member>>>,
+    term: Arc<Mutex<u64>>,
     storage: PathBuf,
 }
 
@@ -73,7 +74,7 @@ impl Nodes for Controller {
         Ok(Response::new(v1::RenewReply {
             nonce: request.nonce,
             lease_ms: 3_000,
-            term: 1,
+            term: *self.term.lock().unwrap(),
             grants: self.grants.lock().unwrap().clone(),
             controllers: self.members.lock().unwrap().clone(),
             register: known != Some(request.boot_id),
@@ -139,10 +140,17 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         let ca = Ca::create(ClusterId::from_uuid(uuid::Uuid::now_v7()), "lab").unwrap();
         let storage = dir.path().join("storage");
-        std::fs::create_dir(&storage).unwrap();
+        for dir in ["claims", "state"] {
+            std::fs::create_dir_all(storage.join(dir)).unwrap();
+        }
         let (sender, heard) = watch::channel(Heard::default());
-        let controller =
-            Controller { heard: sender, grants: Arc::default(), members: Arc::default(), storage };
+        let controller = Controller {
+            heard: sender,
+            grants: Arc::default(),
+            members: Arc::default(),
+            term: Arc::new(Mutex::new(1)),
+            storage,
+        };
         let api = serve(&ca, controller.clone()).await;
         let agent_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
         let mut lab = Self {
@@ -283,6 +291,11 @@ impl Lab {
         MemberConfig::load(&self.dir.path().join("node")).unwrap().controllers
     }
 
+    /// The term with which renewals are answered from now on.
+    pub fn lead_in(&self, term: u64) {
+        *self.controller.term.lock().unwrap() = term;
+    }
+
     pub fn grant(&self, vm: &str, epoch: u64) {
         let grant = v1::Grant { vm_id: vm.into(), epoch };
         *self.controller.grants.lock().unwrap() = vec![grant];
@@ -353,8 +366,12 @@ impl Drop for Lab {
 }
 
 pub fn kill(pid: u32) {
+    signal(pid, rustix::process::Signal::KILL);
+}
+
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    let _ = rustix::process::kill_process(pid, signal);
 }
 
 pub fn new_vm() -> String {

@@ -1,6 +1,7 @@
 //! The first controller of a new cluster.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -68,6 +69,7 @@ pub fn init_cluster(options: InitOptions) -> Result<InitReport, MemberError> {
     check_name(&options.admin_name).map_err(MemberError::Refused)?;
     check_storage(&options.storage)?;
     check_data_dir_free(&data_dir)?;
+    make_storage_dirs(&options.storage)?;
 
     let cluster_id = ClusterId::from_uuid(Uuid::now_v7());
     let ca = Ca::create(cluster_id, &options.cluster_name)
@@ -151,6 +153,18 @@ fn check_storage(path: &Path) -> Result<(), MemberError> {
         Ok(()) => Ok(()),
         Err(error) => bad(&format!("cannot be written to: {error}")),
     }
+}
+
+/// Makes what agents look for on the storage: they refuse one without it as not mounted.
+fn make_storage_dirs(storage: &Path) -> Result<(), MemberError> {
+    for name in ["claims", "state"] {
+        let path = storage.join(name);
+        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => {}
+            made => made.map_err(|source| MemberError::io("create", &path, source))?,
+        }
+    }
+    Ok(())
 }
 
 /// The path without reference to the current directory, which a service does not share.

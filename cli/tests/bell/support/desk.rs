@@ -36,6 +36,14 @@ fn node(name: &str, id: u64) -> Node {
     Node { id, name: name.into(), phase, vms: vec!["web-1".into()], ..Default::default() }
 }
 
+fn draining(name: &str, id: u64, reason: &str) -> Node {
+    Node { phase: "draining".into(), reason: reason.into(), ..node(name, id) }
+}
+
+fn in_maintenance(name: &str, id: u64) -> Node {
+    Node { phase: "maintenance".into(), vms: vec![], ..node(name, id) }
+}
+
 /// Task 13 fails, all others succeed.
 fn task(id: u64, step: &str, outcome: &str) -> Task {
     Task {
@@ -70,6 +78,13 @@ impl Desk {
                 std::future::pending().await
             }
         }
+    }
+
+    /// How often a node was looked at since the last drain; 0 without one.
+    fn looks_since_drain(&self) -> usize {
+        let calls = self.calls.lock().unwrap();
+        let drained = calls.iter().rposition(|call| call.starts_with("drain "));
+        drained.map_or(0, |at| calls[at + 1..].iter().filter(|c| c.starts_with("node ")).count())
     }
 
     async fn work(&self, call: &str, name: &str, task: u64) -> Answer<VmReply> {
@@ -114,12 +129,26 @@ impl Admin for Desk {
         Ok(Response::new(ListNodesReply { nodes: vec![node("n1", 1), node("n2", 2)] }))
     }
     async fn get_node(&self, request: Request<NodeRequest>) -> Answer<NodeReply> {
-        self.enter(format!("node {}", request.get_ref().node)).await?;
-        Ok(Response::new(NodeReply { node: Some(node("n1", 1)), tasks: vec![] }))
+        let name = request.into_inner().node;
+        self.enter(format!("node {name}")).await?;
+        let looks = self.looks_since_drain();
+        let (node, tasks) = match (looks, name.as_str()) {
+            (0, _) => (node("n1", 1), vec![]),
+            (_, "n2") => (draining("n2", 2, "web-1: n1 has 128 MiB left, 256 wanted"), vec![]),
+            (2.., "resumed") => (node("resumed", 3), vec![]),
+            (1, name) => (draining(name, 1, "its VMs are moving away"), vec![7]),
+            (_, name) => (in_maintenance(name, 1), vec![]),
+        };
+        Ok(Response::new(NodeReply { node: Some(node), tasks }))
     }
     async fn drain_node(&self, request: Request<NodeRequest>) -> Answer<NodeReply> {
-        self.enter(format!("drain {}", request.get_ref().node)).await?;
-        Ok(Response::new(NodeReply { node: Some(node("n1", 1)), tasks: vec![7, 8] }))
+        let name = request.into_inner().node;
+        self.enter(format!("drain {name}")).await?;
+        let node = match name.as_str() {
+            "empty" => in_maintenance("empty", 4),
+            name => draining(name, 1, "its VMs are moving away"),
+        };
+        Ok(Response::new(NodeReply { node: Some(node), tasks: vec![7, 8] }))
     }
     async fn resume_node(&self, request: Request<NodeRequest>) -> Answer<NodeReply> {
         self.enter(format!("resume-node {}", request.get_ref().node)).await?;
