@@ -50,11 +50,8 @@ impl Executor {
             match action {
                 Action::Wait { .. } => self.wait().await,
                 Action::Advance(event) => self.advance(&task, event).await,
-                action => {
-                    point(&task, "before").await;
-                    self.act(&task, action).await;
-                    point(&task, "after").await;
-                }
+                Action::Seal { source, load_at } => self.seal(&task, source, load_at).await,
+                action => self.carry_out(&task, action).await,
             }
         }
         self.id
@@ -90,29 +87,19 @@ impl Executor {
         }
     }
 
-    async fn act(&mut self, task: &Task, action: Action) {
+    /// Gives the order of a step and commits what came of it.
+    async fn carry_out(&mut self, task: &Task, action: Action) {
         let controller = Arc::clone(&self.controller);
         let orders = Orders::new(&controller, self.leadership, task);
-        let result = match action {
-            Action::Seal { source, load_at } => {
-                return self.seal(task, orders, source, load_at).await;
-            }
-            Action::Activate { attempt, release } => {
-                return self.activate(task, orders, attempt, release).await;
-            }
-            Action::Prepare(attempt) => orders.prepare(attempt).await,
-            Action::TakeOver(attempt) => orders.take_over(attempt).await,
-            Action::Load { attempt, file } => orders.load(attempt, &file).await,
-            Action::ClaimBack { source, sealed, file } => {
-                orders.claim_back(source, sealed, &file).await
-            }
-            Action::Abandon(attempt) => orders.abandon(attempt).await,
-            Action::Release(attempt) => orders.release(attempt).await,
-            Action::AskGuest(runner) => orders.ask_guest(&runner).await,
-            Action::Purge(node) => orders.purge(node).await,
-            Action::Wait { .. } | Action::Advance(_) => return,
-        };
+        point(task, "before").await;
+        let result = give(&orders, action).await;
+        point(task, "after").await;
+        let runs = matches!(result, Ok(StepEvent::Activated { .. }));
         self.conclude(task, result).await;
+        if let (true, Step::Activate { attempt, file, .. }) = (runs, &task.step) {
+            let below = file.as_ref().map_or(attempt.epoch, |file| file.epoch);
+            orders.sweep(*attempt, below).await;
+        }
     }
 
     /// Commits a known result; an unknown one leaves the task where it is, to be asked again.
@@ -147,13 +134,10 @@ impl Executor {
 
     /// The destination reads the sealed file while the seal is being committed: the guest stands
     /// still, and neither needs the other's answer.
-    async fn seal(
-        &mut self,
-        task: &Task,
-        orders: Orders<'_>,
-        source: Runner,
-        load_at: Option<Attempt>,
-    ) {
+    async fn seal(&mut self, task: &Task, source: Runner, load_at: Option<Attempt>) {
+        let controller = Arc::clone(&self.controller);
+        let orders = Orders::new(&controller, self.leadership, task);
+        point(task, "before").await;
         let sealed = match orders.seal(&source).await {
             Ok(sealed) => sealed,
             Err(failure) => return self.conclude(task, Err(failure)).await,
@@ -168,24 +152,8 @@ impl Executor {
         // Only if the seal was committed does the task stand at the step that the load belongs to.
         if let Some(task) = self.at_step(&Step::Load(attempt)) {
             point(&task, "before").await;
-            self.conclude(&task, loaded).await;
             point(&task, "after").await;
-        }
-    }
-
-    async fn activate(
-        &mut self,
-        task: &Task,
-        orders: Orders<'_>,
-        attempt: Attempt,
-        release: Option<Runner>,
-    ) {
-        let result = orders.activate(attempt, release).await;
-        let runs = matches!(result, Ok(StepEvent::Activated { .. }));
-        self.conclude(task, result).await;
-        if let (true, Step::Activate { file, .. }) = (runs, &task.step) {
-            let below = file.as_ref().map_or(attempt.epoch, |file| file.epoch);
-            orders.sweep(attempt, below).await;
+            self.conclude(&task, loaded).await;
         }
     }
 
@@ -195,7 +163,27 @@ impl Executor {
     }
 }
 
-/// A failpoint per step of each kind of task: `task.migrate.seal.before`, `….after`.
+async fn give(orders: &Orders<'_>, action: Action) -> Result<StepEvent, Failure> {
+    match action {
+        Action::Prepare(attempt) => orders.prepare(attempt).await,
+        Action::TakeOver(attempt) => orders.take_over(attempt).await,
+        Action::Load { attempt, file } => orders.load(attempt, &file).await,
+        Action::Activate { attempt, release } => orders.activate(attempt, release).await,
+        Action::ClaimBack { source, sealed, file } => {
+            orders.claim_back(source, sealed, &file).await
+        }
+        Action::Abandon(attempt) => orders.abandon(attempt).await,
+        Action::Release(attempt) => orders.release(attempt).await,
+        Action::AskGuest(runner) => orders.ask_guest(&runner).await,
+        Action::Purge(node) => orders.purge(node).await,
+        Action::Wait { .. } | Action::Advance(_) | Action::Seal { .. } => {
+            Err(Failure::Unknown("no order belongs to this".into()))
+        }
+    }
+}
+
+/// A failpoint per step of each kind of task: `task.migrate.seal.before` the order is given, and
+/// `….after` it was carried out, when its result is not committed yet.
 async fn point(task: &Task, when: &str) {
     if failpoint::active() {
         let name = format!("task.{}.{}.{when}", task.kind.as_str(), task.step.name());

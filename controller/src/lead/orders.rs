@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bellwether_core::observe::Seen;
+use bellwether_core::reconcile::{Stray, strays};
 use bellwether_core::state::{Node, Runner};
 use bellwether_core::task::{Measures, Retry};
 use bellwether_core::{Attempt, Place, State, StepEvent, Task, Vm};
@@ -75,6 +76,7 @@ impl<'a> Orders<'a> {
     }
 
     pub async fn prepare(&self, attempt: Attempt) -> Result<StepEvent> {
+        self.clear_the_way(attempt).await?;
         let vm = self.vm()?;
         let request = v1::PrepareRequest {
             order: self.order(attempt.epoch),
@@ -85,6 +87,16 @@ impl<'a> Orders<'a> {
         let mut agent = self.agent(attempt.node)?;
         agent.prepare(within(SHORT, request)).await.map_err(failure)?;
         Ok(StepEvent::Prepared)
+    }
+
+    /// An agent holds one incarnation of a VM at a time: what an earlier fault left there goes first.
+    async fn clear_the_way(&self, attempt: Attempt) -> Result<()> {
+        let left = strays(&self.state, &self.controller.observed());
+        let here = |stray: &Stray| stray.node == attempt.node && stray.vm == self.task.vm;
+        for stray in left.into_iter().filter(here) {
+            self.release(Attempt { node: stray.node, epoch: stray.epoch }).await?;
+        }
+        Ok(())
     }
 
     pub async fn take_over(&self, attempt: Attempt) -> Result<StepEvent> {
