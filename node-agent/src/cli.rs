@@ -7,21 +7,25 @@ use std::path::PathBuf;
 use bellwether_member::{JoinOptions, MemberConfig, MemberError, MemberRole, Ports};
 use clap::{Args, Parser, Subcommand};
 
-/// The agent of one Bellwether node: it runs the VMs that the cluster places here.
-///
-/// A host becomes a node in two steps. On any controller, or wherever `bell` is set up:
-///
-///     bell cluster join-token --role agent
-///
-/// and on the host:
-///
-///     bellwether-agent join --token TOKEN --data-dir /var/lib/bellwether/agent --address 10.0.0.7
-///     bellwether-agent run  --data-dir /var/lib/bellwether/agent
-///
-/// VMs outlive the agent: stopping, killing or upgrading it does not touch them, and the next
-/// agent takes them up again.
+/// What `--help` says first.
+const ABOUT: &str = "\
+The agent of one Bellwether node: it runs the VMs that the cluster places here.
+
+A host becomes a node in two steps. On any controller, or wherever `bell` is set up:
+
+    bell cluster join-token --role agent
+
+and on the host:
+
+    bellwether-agent join --token TOKEN --data-dir /var/lib/bellwether/agent --address 10.0.0.7
+    bellwether-agent run  --data-dir /var/lib/bellwether/agent
+
+VMs outlive the agent: stopping, killing or upgrading it does not touch them, and the next agent
+takes them up again.";
+
+/// The command line of `bellwether-agent`.
 #[derive(Debug, Parser)]
-#[command(name = "bellwether-agent", version, verbatim_doc_comment)]
+#[command(name = "bellwether-agent", version, about = ABOUT, long_about = ABOUT)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -73,7 +77,7 @@ pub struct RunArgs {
     pub data_dir: PathBuf,
     /// Settings (TOML), all of them optional: `vmm`, `runtime_dir` (/run/bellwether),
     /// `memory_reserve_mib` (512), `memory_mib`, `vcpu_overcommit` (4), `boot_id_path`,
-    /// `renew_interval_ms` (a third of the lease), `status_interval_ms` (250). Default:
+    /// `renew_interval_ms` (a sixth of the lease), `status_interval_ms` (250). Default:
     /// `agent.toml` in the data directory, if it is there.
     #[arg(long)]
     pub config: Option<PathBuf>,

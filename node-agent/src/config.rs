@@ -26,7 +26,8 @@ pub struct AgentConfig {
     pub vcpu_overcommit: u32,
     /// Where the boot id is read. Several nodes on one kernel each need a file of their own.
     pub boot_id_path: PathBuf,
-    /// Between two renewals. Default: a third of the lease.
+    /// Between two renewals. Default: a sixth of the lease, so that one lost
+    /// renewal makes nobody suspicious.
     pub renew_interval_ms: Option<u64>,
     /// Between two looks at the status of a VMM.
     pub status_interval_ms: u64,
@@ -127,7 +128,7 @@ impl AgentConfig {
 
     /// Between two renewals of a lease of this length.
     pub fn renew_interval(&self, lease_ms: u64) -> Duration {
-        Duration::from_millis(self.renew_interval_ms.unwrap_or(lease_ms / 3).max(10))
+        Duration::from_millis(self.renew_interval_ms.unwrap_or(lease_ms / 6).max(10))
     }
 }
 
@@ -146,7 +147,7 @@ mod tests {
     fn everything_has_a_default() {
         let config = load("").unwrap();
         assert_eq!(config.runtime_dir, Path::new("/run/bellwether"));
-        assert_eq!(config.renew_interval(3_000), Duration::from_secs(1));
+        assert_eq!(config.renew_interval(3_000), Duration::from_millis(500));
     }
 
     #[test]
