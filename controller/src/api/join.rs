@@ -114,7 +114,12 @@ impl JoinApi {
             ca_certificate: self.controller.files.ca_pem(),
             ca_key,
             controllers: state.controllers.values().map(view::member).collect(),
-            storage: member.storage.display().to_string(),
+            storage: state
+                .cluster
+                .as_ref()
+                .map_or(&member.storage, |cluster| &cluster.storage)
+                .display()
+                .to_string(),
         })
     }
 }
