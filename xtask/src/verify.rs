@@ -69,9 +69,9 @@ fn run_tests() -> Result<()> {
     let started = Instant::now();
     cluster::build_guest()?;
     run(&mut guest_cargo(&["test", "-p", "bellwether-guest-checks"]))?;
-    // Programs and tests in one go: built one after the other their dependencies would differ in
-    // features and be compiled twice.
-    run(&mut cargo(&["build", "--workspace", "--bins", "--tests"]))?;
+    // Programs, tests and the examples that tests start, in one go: built one after the other
+    // their dependencies would differ in features and be compiled twice.
+    run(&mut cargo(&["build", "--workspace", "--bins", "--tests", "--examples"]))?;
     eprintln!("build: {} s", started.elapsed().as_secs());
     run(&mut cargo(&["test", "--quiet", "--workspace", "--doc"]))?;
     match is_installed("cargo-nextest") {
