@@ -5,7 +5,10 @@
 
 use std::path::PathBuf;
 
-use bellwether_types::{BootId, ClusterId, MemberRole, NodeId, Ports, TaskId, VmId, VmSpec};
+use bellwether_types::{
+    BootId, ClusterId, ClusterPatch, MemberRole, NodeId, Ports, TaskId, VmId, VmPatch, VmRules,
+    VmSpec,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::state::Member;
@@ -73,6 +76,52 @@ pub enum Change {
         vm: VmId,
         paused: bool,
     },
+    /// A new VM with its rules.
+    DefineVm {
+        id: VmId,
+        spec: VmSpec,
+        rules: VmRules,
+    },
+    /// Changes rules of a VM, whether it runs or not.
+    SetVm {
+        vm: VmId,
+        patch: VmPatch,
+    },
+    SetCluster {
+        patch: ClusterPatch,
+    },
+    /// A quarantine has passed, or a person ends it.
+    LiftQuarantine {
+        node: NodeId,
+        by: String,
+    },
+    /// The cluster begins a task by itself, for this reason.
+    Begin {
+        request: TaskRequest,
+        because: String,
+    },
+}
+
+impl Change {
+    /// The VM that this can change; no command changes two.
+    pub(crate) fn vm(&self, state: &crate::State) -> Option<VmId> {
+        match self {
+            Self::CreateVm { id, .. } | Self::DefineVm { id, .. } => Some(*id),
+            Self::BeginTask(request) | Self::Begin { request, .. } => Some(request.vm),
+            Self::Advance { task, .. } => state.tasks.get(task).map(|task| task.vm),
+            Self::SetPaused { vm, .. } | Self::SetVm { vm, .. } => Some(*vm),
+            Self::InitCluster { .. }
+            | Self::CreateToken { .. }
+            | Self::RedeemToken { .. }
+            | Self::RegisterNode(_)
+            | Self::NodeUnknown { .. }
+            | Self::NodeOnline { .. }
+            | Self::Cordon { .. }
+            | Self::ConfirmDown { .. }
+            | Self::SetCluster { .. }
+            | Self::LiftQuarantine { .. } => None,
+        }
+    }
 }
 
 /// What an agent says of its host when it registers.

@@ -1,12 +1,31 @@
 //! Placement: which node, and why not the others. Pure.
+//!
+//! A [`Planner`] knows what every node has left, and what the choices of its own round have taken
+//! since. A node that fails a hard rule is refused, with its reason. Of the others the first one in
+//! this order is chosen, so that the same state always gives the same answer:
+//!
+//! 1. the fewest VMs of the VM's own anti-affinity groups,
+//! 2. the best of its preferred owners,
+//! 3. the lowest load with the VM on it: the larger one of its shares of memory and vCPUs,
+//! 4. the fewest VMs, then the lowest number.
+//!
+//! Nothing is ever moved to make room or to even the load out.
 
-use std::collections::BTreeSet;
-use std::fmt;
+mod reason;
+mod reserve;
 
-use bellwether_types::NodeId;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::state::{Node, State, Vm};
+use bellwether_types::{NodeId, Strength, TaskId};
+
+pub use reason::{Choice, NoNode, Reason};
+pub use reserve::admit;
+
+use crate::state::{Members, Node, NodeLoad, State, Vm, nodes_of};
 use crate::task::{Task, TaskKind};
+
+/// How many refused nodes a decision names; the others it counts.
+const NAMED_MAX: usize = 4;
 
 /// What is wanted of a placement.
 #[derive(Clone, Debug)]
@@ -19,7 +38,7 @@ pub struct Wish<'a> {
     /// The node that the VM is leaving.
     pub leaving: Option<NodeId>,
     /// The task's own reservation must not count against it.
-    pub task: Option<bellwether_types::TaskId>,
+    pub task: Option<TaskId>,
 }
 
 impl<'a> Wish<'a> {
@@ -33,56 +52,6 @@ impl<'a> Wish<'a> {
     }
 }
 
-/// Why a node was not chosen.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Reason {
-    NotWanted,
-    NotOnline(&'static str),
-    Cordoned,
-    NotAnOwner,
-    Leaving,
-    TriedBefore,
-    Memory { free_mib: u64, needed_mib: u64 },
-    Vcpus { free: u32, needed: u32 },
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotWanted => write!(f, "another node was asked for"),
-            Self::NotOnline(phase) => write!(f, "is {phase}"),
-            Self::Cordoned => write!(f, "is draining or in maintenance"),
-            Self::NotAnOwner => write!(f, "is not among the VM's possible owners"),
-            Self::Leaving => write!(f, "the VM runs there now"),
-            Self::TriedBefore => write!(f, "failed in this task already"),
-            Self::Memory { free_mib, needed_mib } => {
-                write!(f, "has {free_mib} MiB of memory free, {needed_mib} MiB are needed")
-            }
-            Self::Vcpus { free, needed } => write!(f, "has {free} vCPUs free, {needed} are needed"),
-        }
-    }
-}
-
-/// No node will do; each with its reason.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct NoNode {
-    pub vm: String,
-    pub reasons: Vec<(String, Reason)>,
-}
-
-impl fmt::Display for NoNode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no node can take VM {}", self.vm)?;
-        if self.reasons.is_empty() {
-            return write!(f, ": the cluster has no nodes");
-        }
-        for (index, (node, reason)) in self.reasons.iter().enumerate() {
-            write!(f, "{}{node} {reason}", if index == 0 { ": " } else { "; " })?;
-        }
-        Ok(())
-    }
-}
-
 /// Memory and vCPUs that a node has left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Free {
@@ -91,64 +60,276 @@ pub struct Free {
     pub vms: usize,
 }
 
-/// What is left on a node, VMs under way to it included; `but` is left out of the count.
-pub fn free(state: &State, node: &Node, but: Option<bellwether_types::TaskId>) -> Free {
-    let mut free = Free { memory_mib: node.memory_mib, vcpus: node.vcpus, vms: 0 };
-    for vm in state.vms.values() {
-        let task = vm.task.filter(|task| Some(*task) != but).and_then(|id| state.tasks.get(&id));
-        let coming = task.and_then(|task| task.step.attempt()).map(|attempt| attempt.node);
-        let runs = vm.place.runner().map(|runner| runner.node);
-        if runs == Some(node.id) || coming == Some(node.id) {
-            free.memory_mib = free.memory_mib.saturating_sub(vm.spec.memory_mib);
-            free.vcpus = free.vcpus.saturating_sub(vm.spec.vcpus);
-            free.vms += 1;
+/// What is left on a node, VMs under way to it included.
+pub fn free(state: &State, node: &Node) -> Free {
+    left(node, state.used_on(node.id))
+}
+
+fn left(node: &Node, used: NodeLoad) -> Free {
+    Free {
+        memory_mib: node.memory_mib.saturating_sub(used.memory_mib),
+        vcpus: node.vcpus.saturating_sub(used.vcpus),
+        vms: used.vms,
+    }
+}
+
+/// The node for one VM, or why each node will not do.
+pub fn choose(state: &State, wish: &Wish<'_>) -> Result<Choice, NoNode> {
+    Planner::new(state).choose(wish)
+}
+
+/// What speaks for or against each node now, for whoever asks why a VM is not elsewhere.
+pub fn judge(state: &State, wish: &Wish<'_>) -> Vec<(NodeId, Result<Free, Reason>)> {
+    let planner = Planner::new(state);
+    let near = planner.neighbours(wish.vm);
+    let verdict = |candidate: &Candidate<'_>| {
+        let judged = candidate.judge(wish, &near);
+        (candidate.node.id, judged.map(|_| left(candidate.node, candidate.used)))
+    };
+    planner.nodes.iter().map(verdict).collect()
+}
+
+/// One round of planning: each choice takes its room from the next ones.
+pub struct Planner<'a> {
+    state: &'a State,
+    nodes: Vec<Candidate<'a>>,
+    /// Members of anti-affinity groups that this round has placed.
+    placed: BTreeMap<&'a str, BTreeMap<NodeId, Members>>,
+}
+
+struct Candidate<'a> {
+    node: &'a Node,
+    used: NodeLoad,
+}
+
+/// The members of a VM's own anti-affinity groups on a node.
+#[derive(Clone, Copy, Default)]
+struct Near<'a> {
+    others: u32,
+    /// A group in which either side insists on being apart.
+    hard: Option<&'a str>,
+}
+
+type Neighbours<'a> = BTreeMap<NodeId, Near<'a>>;
+
+/// Lower is better.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Rank {
+    neighbours: u32,
+    preference: usize,
+    load_permyriad: u64,
+    vms: usize,
+    node: NodeId,
+}
+
+/// The best two of the nodes that will do, and why the others will not.
+#[derive(Default)]
+struct Ballot {
+    best: Option<(Rank, usize)>,
+    next: Option<(Rank, usize)>,
+    /// All of them as long as no node will do, then as many as a decision names.
+    refused: Vec<(String, Reason)>,
+    refused_count: usize,
+}
+
+impl Ballot {
+    fn stand(&mut self, rank: Rank, index: usize) {
+        if self.best.is_none_or(|(best, _)| rank < best) {
+            (self.next, self.best) = (self.best, Some((rank, index)));
+        } else if self.next.is_none_or(|(next, _)| rank < next) {
+            self.next = Some((rank, index));
         }
     }
-    free
-}
 
-/// The node with the most memory left; of equal ones the one with fewer VMs, then the lower number.
-pub fn choose(state: &State, wish: &Wish<'_>) -> Result<NodeId, NoNode> {
-    let mut reasons = Vec::new();
-    let mut best: Option<(Free, NodeId)> = None;
-    for node in state.nodes.values() {
-        let free = free(state, node, wish.task);
-        match refuse(node, free, wish) {
-            Some(reason) => reasons.push((node.name.clone(), reason)),
-            None => best = best.into_iter().chain([(free, node.id)]).max_by_key(rank),
+    fn refuse(&mut self, node: &str, reason: Reason) {
+        self.refused_count += 1;
+        if self.best.is_none() || self.refused.len() < NAMED_MAX {
+            self.refused.push((node.to_owned(), reason));
         }
     }
-    best.map(|(_, node)| node).ok_or_else(|| NoNode { vm: wish.vm.spec.name.clone(), reasons })
 }
 
-fn rank((free, node): &(Free, NodeId)) -> impl Ord + use<> {
-    use std::cmp::Reverse;
-    (free.memory_mib, Reverse(free.vms), Reverse(*node))
+impl<'a> Planner<'a> {
+    pub fn new(state: &'a State) -> Self {
+        let mut loads = state.index.loads().peekable();
+        let nodes = state.nodes.values().map(|node| {
+            while loads.next_if(|(id, _)| *id < node.id).is_some() {}
+            let used = loads.next_if(|(id, _)| *id == node.id).map(|(_, load)| load);
+            Candidate { node, used: used.unwrap_or_default() }
+        });
+        Self { state, nodes: nodes.collect(), placed: BTreeMap::new() }
+    }
+
+    /// The node for one VM; the room that it takes there is not reserved yet.
+    pub fn choose(&self, wish: &Wish<'_>) -> Result<Choice, NoNode> {
+        let name = &wish.vm.spec.name;
+        if let Some(reason) = waits_for(self.state, wish.vm) {
+            return Err(NoNode { vm: name.clone(), waits_for: Some(reason), reasons: Vec::new() });
+        }
+        let near = self.neighbours(wish.vm);
+        let mut ballot = Ballot::default();
+        for (index, candidate) in self.nodes.iter().enumerate() {
+            match candidate.judge(wish, &near) {
+                Ok(rank) => ballot.stand(rank, index),
+                Err(reason) => ballot.refuse(&candidate.node.name, reason),
+            }
+        }
+        match ballot.best {
+            Some((rank, index)) => Ok(self.explain(wish.vm, rank, index, ballot)),
+            None => Err(NoNode { vm: name.clone(), waits_for: None, reasons: ballot.refused }),
+        }
+    }
+
+    fn explain(&self, vm: &Vm, rank: Rank, index: usize, mut ballot: Ballot) -> Choice {
+        let Candidate { node, used } = &self.nodes[index];
+        let name = |(_, index): (Rank, usize)| self.nodes[index].node.name.clone();
+        ballot.refused.truncate(NAMED_MAX);
+        Choice {
+            node: node.id,
+            name: node.name.clone(),
+            free: left(node, *used),
+            total: (node.memory_mib, node.vcpus),
+            preference: vm.rules.preferred_owners.get(rank.preference).map(|_| rank.preference),
+            neighbours: rank.neighbours,
+            next_best: ballot.next.map(name),
+            others: self.nodes.len() - ballot.refused_count - 1,
+            refused: ballot.refused,
+            refused_count: ballot.refused_count,
+        }
+    }
+
+    /// The same without words, and without regard to the VMs that have to run before.
+    fn choose_place(&self, wish: &Wish<'_>) -> Option<NodeId> {
+        let near = self.neighbours(wish.vm);
+        let ranks = self.nodes.iter().filter_map(|candidate| candidate.judge(wish, &near).ok());
+        ranks.min().map(|rank| rank.node)
+    }
+
+    /// Takes a VM's room on a node from whatever is chosen later.
+    pub fn take(&mut self, node: NodeId, vm: &'a Vm) {
+        let Ok(index) = self.nodes.binary_search_by_key(&node, |candidate| candidate.node.id)
+        else {
+            return;
+        };
+        let used = &mut self.nodes[index].used;
+        used.memory_mib += vm.spec.memory_mib;
+        used.vcpus += vm.spec.vcpus;
+        used.vms += 1;
+        for (group, strength) in &vm.rules.anti_affinity {
+            let members = self.placed.entry(group).or_default().entry(node).or_default();
+            members.all += 1;
+            members.hard += u32::from(*strength == Strength::Hard);
+        }
+    }
+
+    /// How many VMs of a VM's groups are on a node.
+    pub fn neighbours_on(&self, vm: &Vm, node: NodeId) -> u32 {
+        self.neighbours(vm).get(&node).map_or(0, |near| near.others)
+    }
+
+    /// Where the other members of a VM's groups are.
+    fn neighbours<'v>(&self, vm: &'v Vm) -> Neighbours<'v> {
+        let mut near = Neighbours::new();
+        if vm.rules.anti_affinity.is_empty() {
+            return near;
+        }
+        let task = vm.task.and_then(|id| self.state.tasks.get(&id));
+        // While a command changes the VM, the index is without it.
+        let counted = self.state.index.named(&vm.spec.name) == Some(vm.id);
+        let own: Vec<NodeId> = nodes_of(vm, task).filter(|_| counted).collect();
+        for (group, strength) in &vm.rules.anti_affinity {
+            let hard = u32::from(*strength == Strength::Hard);
+            let known = self.state.index.members(group).into_iter().flatten();
+            let known = known.map(|(node, members)| match own.contains(node) {
+                true => (*node, Members { all: members.all - 1, hard: members.hard - hard }),
+                false => (*node, *members),
+            });
+            let placed = self.placed.get(group.as_str()).into_iter().flatten();
+            for (node, members) in known.chain(placed.map(|(node, members)| (*node, *members))) {
+                let entry = near.entry(node).or_default();
+                entry.others += members.all;
+                if members.all > 0 && (hard > 0 || members.hard > 0) {
+                    entry.hard = Some(group);
+                }
+            }
+        }
+        near
+    }
 }
 
-fn refuse(node: &Node, free: Free, wish: &Wish<'_>) -> Option<Reason> {
-    let spec = &wish.vm.spec;
-    let owners = &spec.possible_owners;
+impl Candidate<'_> {
+    /// How good this node would be, or why it will not do.
+    fn judge(&self, wish: &Wish<'_>, near: &Neighbours<'_>) -> Result<Rank, Reason> {
+        let (node, spec) = (self.node, &wish.vm.spec);
+        refuse_outright(node, wish)?;
+        let near = near.get(&node.id).copied().unwrap_or_default();
+        if let Some(group) = near.hard {
+            return Err(Reason::Apart { group: group.to_owned() });
+        }
+        let (memory_mib, vcpus) =
+            (self.used.memory_mib + spec.memory_mib, self.used.vcpus + spec.vcpus);
+        let free = left(node, self.used);
+        if memory_mib > node.memory_mib {
+            return Err(Reason::Memory { free_mib: free.memory_mib, needed_mib: spec.memory_mib });
+        }
+        if vcpus > node.vcpus {
+            return Err(Reason::Vcpus { free: free.vcpus, needed: spec.vcpus });
+        }
+        let memory_share = memory_mib * 10_000 / node.memory_mib.max(1);
+        let vcpu_share = u64::from(vcpus) * 10_000 / u64::from(node.vcpus.max(1));
+        Ok(Rank {
+            neighbours: near.others,
+            preference: wish.vm.rules.preference(node.id),
+            load_permyriad: memory_share.max(vcpu_share),
+            vms: self.used.vms,
+            node: node.id,
+        })
+    }
+}
+
+/// What needs no numbers.
+fn refuse_outright(node: &Node, wish: &Wish<'_>) -> Result<(), Reason> {
+    let owners = &wish.vm.spec.possible_owners;
     if wish.wanted.is_some_and(|wanted| wanted != node.id) {
-        return Some(Reason::NotWanted);
+        return Err(Reason::NotWanted);
     }
     if !node.is_online() {
-        return Some(Reason::NotOnline(node.phase(0).as_str()));
+        return Err(Reason::NotOnline(node.phase(0).as_str()));
     }
     if node.cordoned {
-        return Some(Reason::Cordoned);
+        return Err(Reason::Cordoned);
+    }
+    if node.quarantined_until.is_some() {
+        return Err(Reason::Quarantined);
     }
     if !owners.is_empty() && !owners.contains(&node.id) {
-        return Some(Reason::NotAnOwner);
+        return Err(Reason::NotAnOwner);
     }
     if wish.leaving == Some(node.id) {
-        return Some(Reason::Leaving);
+        return Err(Reason::Leaving);
     }
-    if wish.tried.contains(&node.id) {
-        return Some(Reason::TriedBefore);
+    match wish.tried.contains(&node.id) {
+        true => Err(Reason::TriedBefore),
+        false => Ok(()),
     }
-    if free.memory_mib < spec.memory_mib {
-        return Some(Reason::Memory { free_mib: free.memory_mib, needed_mib: spec.memory_mib });
+}
+
+/// Who is placed first: the higher priority, then the larger VM, because it fits in fewer places.
+pub(crate) fn urgency(vm: &Vm) -> impl Ord + use<> {
+    use std::cmp::Reverse;
+    let size = Reverse((vm.spec.memory_mib, vm.spec.vcpus));
+    (Reverse(vm.spec.priority), size, vm.id)
+}
+
+/// The VM for which another one has to wait, and how that one is.
+fn waits_for(state: &State, vm: &Vm) -> Option<String> {
+    if vm.place.runner().is_some() || vm.rules.start_after.is_empty() {
+        return None;
     }
-    (free.vcpus < spec.vcpus).then_some(Reason::Vcpus { free: free.vcpus, needed: spec.vcpus })
+    let missing = vm.rules.start_after.iter().find(|other| !state.is_up(**other))?;
+    let name = state.vm_name(*missing);
+    Some(match state.vms.get(missing).map(|other| other.desired) {
+        Some(crate::Desired::Running) => format!("{name}, which is not running yet"),
+        _ => format!("{name}, which is stopped; start it with `bell vm start {name}`"),
+    })
 }

@@ -1,7 +1,7 @@
 //! What the leader starts by itself: it compares what the cluster wants with what agents report,
 //! and says which commands follow. Pure; the shell calls it on every change and on a timer.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod moves;
 
 use bellwether_types::{BootId, Epoch, NodeId, VmId};
 
@@ -9,7 +9,6 @@ use crate::apply::is_due;
 use crate::command::Change;
 use crate::config::Timing;
 use crate::observe::{Observed, Seen};
-use crate::planner::{self, Wish};
 use crate::state::{Desired, Liveness, Node, Place, Runner, State, Vm};
 use crate::task::{Step, TaskKind, TaskRequest};
 
@@ -34,19 +33,39 @@ pub fn plan(
         .values()
         .filter_map(|n| silence(observed, timing, leading_since, now, n))
         .collect();
-    let mut idle: Vec<&Vm> = state.vms.values().filter(|vm| vm.task.is_none()).collect();
-    idle.sort_by_key(|vm| (std::cmp::Reverse(vm.spec.priority), vm.id));
-    for vm in &idle {
-        if let Some(kind) = needed(state, observed, vm, leading_since, now) {
-            changes.push(begin(vm, kind));
-        }
-    }
-    changes.extend(drains(state, timing, &idle, now));
+    changes.extend(state.nodes.values().filter_map(|node| served(state, node, now)));
+    let idle = || state.vms.values().filter(|vm| vm.task.is_none());
+    let need = |vm| needed(state, observed, vm, leading_since, now).map(|need| (vm, need));
+    let mut needs: Vec<(&Vm, Need)> = idle().filter_map(need).collect();
+    needs.sort_by_key(|(vm, _)| (std::cmp::Reverse(vm.spec.priority), vm.id));
+    changes.extend(needs.into_iter().map(|(vm, need)| begin(vm, need, None)));
+    changes.extend(moves::moves(state, timing, now));
     changes
 }
 
-fn begin(vm: &Vm, kind: TaskKind) -> Change {
-    Change::BeginTask(TaskRequest { vm: vm.id, kind, node: None, by: BY_CLUSTER.into() })
+/// A task that a VM needs, and what asks for it.
+struct Need {
+    kind: TaskKind,
+    because: String,
+}
+
+impl Need {
+    fn new(kind: TaskKind, because: impl Into<String>) -> Self {
+        Self { kind, because: because.into() }
+    }
+}
+
+fn begin(vm: &Vm, need: Need, node: Option<NodeId>) -> Change {
+    let request = TaskRequest { vm: vm.id, kind: need.kind, node, by: BY_CLUSTER.into() };
+    Change::Begin { request, because: need.because }
+}
+
+/// The end of a quarantine whose time has passed.
+fn served(state: &State, node: &Node, now: u64) -> Option<Change> {
+    let until = node.quarantined_until?;
+    // Another leader's clock may have written it: longer than the longest is over, too.
+    let over = until <= now || until - now > state.settings.quarantine_s * 1_000;
+    over.then(|| Change::LiftQuarantine { node: node.id, by: BY_CLUSTER.into() })
 }
 
 /// A node that was silent for too long becomes unknown: never dead.
@@ -71,22 +90,43 @@ fn needed(
     vm: &Vm,
     leading_since: u64,
     now: u64,
-) -> Option<TaskKind> {
+) -> Option<Need> {
     match &vm.place {
         Place::Runner(runner) => match is_lost(state, runner) {
-            true => Some(TaskKind::Failover),
+            true => Some(Need::new(TaskKind::Failover, loss(state, runner))),
             // A stop was under way when the node was lost for a while.
-            false if vm.desired == Desired::Stopped => Some(TaskKind::Stop),
-            false => ended(observed, vm, runner, leading_since).then_some(TaskKind::Settle),
+            false if vm.desired == Desired::Stopped => {
+                Some(Need::new(TaskKind::Stop, "it is wanted stopped, and runs"))
+            }
+            false => ended(observed, vm, runner, leading_since).then(|| {
+                let node = state.node_name(runner.node);
+                Need::new(TaskKind::Settle, format!("{node} reports that its VMM has ended"))
+            }),
         },
-        Place::Revoked(_) => Some(TaskKind::Failover),
+        Place::Revoked(runner) => Some(Need::new(TaskKind::Failover, loss(state, runner))),
         Place::Stopped if vm.desired == Desired::Running && is_due(vm.retry_at, now) => {
-            Some(TaskKind::Start)
+            Some(Need::new(TaskKind::Start, "it is wanted running, and runs nowhere"))
         }
         Place::Sealed { .. } if vm.desired == Desired::Running && is_due(vm.retry_at, now) => {
-            Some(TaskKind::Restore)
+            Some(Need::new(TaskKind::Restore, "it is wanted running, and its memory is in a file"))
         }
         Place::Stopped | Place::Sealed { .. } => None,
+    }
+}
+
+/// How a runner was lost, in words.
+fn loss(state: &State, runner: &Runner) -> String {
+    let name = state.node_name(runner.node);
+    match state.nodes.get(&runner.node).map(|node| &node.liveness) {
+        Some(Liveness::Online) => {
+            let node = state.nodes.get(&runner.node);
+            match node.is_some_and(|node| node.boot_id == Some(runner.boot_id)) {
+                true => format!("nobody may run it since {name} lost it"),
+                false => format!("{name} has rebooted under it"),
+            }
+        }
+        Some(Liveness::Fenced { proof }) => format!("{name} is fenced ({proof})"),
+        _ => format!("{name} is not heard from"),
     }
 }
 
@@ -112,46 +152,13 @@ fn ended(observed: &Observed, vm: &Vm, runner: &Runner, leading_since: u64) -> b
     }
 }
 
-/// VMs leave nodes that an administrator wants empty, a few at a time.
-fn drains(state: &State, timing: &Timing, idle: &[&Vm], now: u64) -> Vec<Change> {
-    let mut moving: BTreeMap<NodeId, usize> = BTreeMap::new();
-    for task in state.active_tasks() {
-        if let Some(source) = task.source.filter(|_| task.kind == TaskKind::Migrate) {
-            *moving.entry(source).or_default() += 1;
-        }
-    }
-    let mut changes = Vec::new();
-    for vm in idle {
-        let Some(runner) = vm.place.runner().filter(|runner| !is_lost(state, runner)) else {
-            continue;
-        };
-        let cordoned = state.nodes.get(&runner.node).is_some_and(|node| node.cordoned);
-        let under_way = moving.entry(runner.node).or_default();
-        let ready = cordoned && !vm.paused && is_due(vm.retry_at, now);
-        if ready && *under_way < timing.drain_parallel && has_room(state, vm, runner.node) {
-            *under_way += 1;
-            changes.push(begin(vm, TaskKind::Migrate));
-        }
-    }
-    changes
-}
-
-/// Whether the planner would find a place; without one, beginning a task would only fail it.
-fn has_room(state: &State, vm: &Vm, leaving: NodeId) -> bool {
-    let tried = BTreeSet::new();
-    let wish = Wish { vm, wanted: None, tried: &tried, leaving: Some(leaving), task: None };
-    planner::choose(state, &wish).is_ok()
-}
-
 /// The VMs that a node may run now, for the answer to its lease request.
 pub fn grants(state: &State, node: NodeId, boot_id: BootId) -> Vec<(VmId, Epoch)> {
     let runs = |vm: &Vm| match vm.place.runner() {
-        Some(runner) if runner.node == node && runner.boot_id == boot_id => {
-            Some((vm.id, runner.epoch))
-        }
+        Some(runner) if runner.boot_id == boot_id => Some((vm.id, runner.epoch)),
         _ => None,
     };
-    state.vms.values().filter_map(runs).collect()
+    state.vms_of(node).filter_map(runs).collect()
 }
 
 /// An incarnation that nobody counts on: left over from an abandoned attempt or a lost node.

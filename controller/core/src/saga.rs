@@ -139,7 +139,9 @@ fn choose(state: &State, observed: &Observed, task: &Task, vm: &Vm) -> Action {
         return action;
     }
     match planner::choose(state, &planner::Wish::of(task, vm)) {
-        Ok(node) => Action::Advance(StepEvent::Chosen { node }),
+        Ok(choice) => {
+            Action::Advance(StepEvent::Placed { node: choice.node, why: choice.to_string() })
+        }
         Err(refusal) => Action::Advance(StepEvent::NoNode { reason: refusal.to_string() }),
     }
 }

@@ -1,26 +1,32 @@
 //! The replicated state. Only what the cluster wants and has decided stands here; what agents
 //! observe is in [`crate::observe`], in the memory of the leader alone.
 
+mod format;
+mod index;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 
 use bellwether_types::{
-    Arbiter, BootId, ClusterId, Epoch, FenceProof, MemberRole, NodeId, NodePhase, Ports,
-    StateFileRef, TaskId, VmId, VmSpec,
+    Arbiter, BootId, ClusterId, ClusterSettings, Epoch, FenceProof, MemberRole, NodeId, NodePhase,
+    Ports, StateFileRef, TaskId, VmId, VmRules, VmSpec,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::task::Task;
+pub use index::NodeLoad;
+pub(crate) use index::{Index, Members, nodes_of};
 
-/// The version of this structure in snapshots.
-pub const STATE_FORMAT: u32 = 1;
+use crate::task::{Task, TaskKind};
+
+/// The version of this structure in snapshots. Version 1 is read, too (`state/format.rs`).
+pub const STATE_FORMAT: u32 = 2;
 /// How many events are kept.
 pub const EVENTS_MAX: usize = 2_000;
 /// How many ended tasks are kept.
 pub const ENDED_TASKS_MAX: usize = 500;
 
 /// Everything that the controllers agree upon.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct State {
     pub format: u32,
     pub cluster: Option<Cluster>,
@@ -34,6 +40,10 @@ pub struct State {
     pub next_event: u64,
     pub next_member: u64,
     pub next_task: u64,
+    pub settings: ClusterSettings,
+    /// Found from the rest when it is loaded, and kept right by every command.
+    #[serde(skip)]
+    pub(crate) index: Index,
 }
 
 impl Default for State {
@@ -50,6 +60,8 @@ impl Default for State {
             next_event: 1,
             next_member: 1,
             next_task: 1,
+            settings: ClusterSettings::default(),
+            index: Index::default(),
         }
     }
 }
@@ -110,6 +122,10 @@ pub struct Node {
     pub memory_mib: u64,
     pub vcpus: u32,
     pub version: String,
+    /// When it was lost, within the window that counts; the newest last.
+    pub losses: Vec<u64>,
+    /// It was lost too often: until then no VM is placed on it.
+    pub quarantined_until: Option<u64>,
 }
 
 impl Node {
@@ -212,6 +228,26 @@ pub struct Vm {
     /// No automatic start before this time.
     pub retry_at: u64,
     pub changed_at: u64,
+    pub rules: VmRules,
+    /// When the cluster brought it up again, within the period of its limit; the newest last.
+    pub restarts: Vec<u64>,
+    /// Why the cluster does not start it any more; a person's start takes this away.
+    pub halted: Option<String>,
+    /// Why it is where it is.
+    pub placed: Option<Placed>,
+}
+
+/// The decision that put a VM onto its node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Placed {
+    pub node: NodeId,
+    pub at: u64,
+    pub task: TaskId,
+    pub kind: TaskKind,
+    /// Who asked for the task: a person, or the cluster itself.
+    pub by: String,
+    /// What spoke for this node, and against the others.
+    pub why: String,
 }
 
 impl Vm {
@@ -260,10 +296,8 @@ pub struct Event {
 impl State {
     /// A VM by its name or id.
     pub fn find_vm(&self, name_or_id: &str) -> Option<&Vm> {
-        match name_or_id.parse::<VmId>() {
-            Ok(id) => self.vms.get(&id),
-            Err(_) => self.vms.values().find(|vm| vm.spec.name == name_or_id),
-        }
+        let id = name_or_id.parse().ok().or_else(|| self.index.named(name_or_id));
+        self.vms.get(&id?)
     }
 
     /// A node by its name or number.
@@ -277,24 +311,38 @@ impl State {
         self.nodes.get(&id).map_or_else(|| format!("node {id}"), |node| node.name.clone())
     }
 
+    /// The VM's name for people, or its id when it is gone.
+    pub fn vm_name(&self, id: VmId) -> String {
+        self.vms.get(&id).map_or_else(|| id.to_string(), |vm| vm.spec.name.clone())
+    }
+
     /// VMs that this node alone may run.
     pub fn vms_of(&self, node: NodeId) -> impl Iterator<Item = &Vm> {
-        self.vms.values().filter(move |vm| vm.place.runner().is_some_and(|r| r.node == node))
+        self.index.runs(node).filter_map(|id| self.vms.get(&id))
+    }
+
+    /// Whether a VM runs, and is not just being started.
+    pub fn is_up(&self, id: VmId) -> bool {
+        let Some(vm) = self.vms.get(&id).filter(|vm| vm.place.runner().is_some()) else {
+            return false;
+        };
+        let kind = vm.task.and_then(|id| self.tasks.get(&id)).map(|task| task.kind);
+        !matches!(kind, Some(TaskKind::Start | TaskKind::Restore | TaskKind::Failover))
     }
 
     /// How many VMs keep a node from being empty: those that it may run, and those that it has
     /// sealed and still holds.
     pub fn load_of(&self, node: NodeId) -> usize {
-        let held = |vm: &&Vm| match &vm.place {
-            Place::Runner(runner) => runner.node == node,
-            Place::Sealed { sealer: Some(sealer), .. } => vm.task.is_some() && sealer.node == node,
-            _ => false,
-        };
-        self.vms.values().filter(held).count()
+        self.index.load(node).map_or(0, |load| load.keep_it_busy)
+    }
+
+    /// What the VMs of a node use, those included that are under way to it or may still be there.
+    pub fn used_on(&self, node: NodeId) -> NodeLoad {
+        self.index.load(node).copied().unwrap_or_default()
     }
 
     /// Tasks that have not ended.
     pub fn active_tasks(&self) -> impl Iterator<Item = &Task> {
-        self.tasks.values().filter(|task| task.outcome.is_none())
+        self.index.active_tasks().filter_map(|id| self.tasks.get(&id))
     }
 }

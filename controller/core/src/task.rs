@@ -226,6 +226,11 @@ pub enum StepEvent {
     },
     /// The deadline of the step has passed.
     TimedOut,
+    /// The planner has chosen, for this reason.
+    Placed {
+        node: NodeId,
+        why: String,
+    },
 }
 
 /// Whether another node could do better.

@@ -18,7 +18,7 @@ pub fn member(member: &Member) -> v1::Member {
 
 pub fn node(state: &State, observed: &Observed, now: u64, node: &Node) -> v1::Node {
     let vms: Vec<String> = state.vms_of(node.id).map(|vm| vm.spec.name.clone()).collect();
-    let free = planner::free(state, node, None);
+    let free = planner::free(state, node);
     let report = observed.nodes.get(&node.id);
     v1::Node {
         id: node.id.0,

@@ -31,6 +31,9 @@ pub type ClusterId = Id<ClusterKind>;
 pub type BootId = Id<BootKind>;
 
 impl<K> Id<K> {
+    /// The smallest one, at which a range of ids begins. It names nothing.
+    pub const MIN: Self = Self::from_uuid(Uuid::nil());
+
     /// Wraps a UUID that came from outside: the wire, a disk, a test.
     pub const fn from_uuid(uuid: Uuid) -> Self {
         Self { uuid, kind: PhantomData }

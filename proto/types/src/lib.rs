@@ -7,10 +7,14 @@
 
 pub mod ids;
 pub mod member;
+pub mod rules;
 pub mod spec;
 pub mod states;
 
 pub use ids::{BootId, ClusterId, Epoch, Id, NodeId, TaskId, VmId};
 pub use member::{MemberRole, Ports};
+pub use rules::{
+    ClusterPatch, ClusterSettings, Failback, RestartLimit, RuleError, Strength, VmPatch, VmRules,
+};
 pub use spec::{DiskFormat, DiskSpec, RestartPolicy, SpecError, VmSpec};
 pub use states::{Arbiter, FenceProof, NodePhase, StateFileRef, VmState};

@@ -83,6 +83,8 @@ impl State {
                     memory_mib: 0,
                     vcpus: 0,
                     version: String::new(),
+                    losses: Vec::new(),
+                    quarantined_until: None,
                 };
                 self.nodes.insert(node.id, node);
             }
@@ -204,6 +206,7 @@ impl State {
         let name = node.name.clone();
         let text = format!("{name} is not heard from; it may still be running its VMs");
         self.event(at, Level::Warn, About::node(&name), text);
+        self.count_loss(at, id);
         Ok(Outcome::Done)
     }
 

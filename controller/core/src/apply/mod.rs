@@ -1,15 +1,17 @@
 //! The deterministic application of commands to the state.
 
 mod members;
+mod quarantine;
+mod rules;
 mod steps;
 mod vms;
 
 pub(crate) use steps::is_due;
 
-use bellwether_types::{TaskId, VmId};
+use bellwether_types::{TaskId, VmId, VmRules};
 
 use crate::command::{Change, Command, Outcome, Rejection};
-use crate::state::{ENDED_TASKS_MAX, EVENTS_MAX, Event, Level, State};
+use crate::state::{ENDED_TASKS_MAX, EVENTS_MAX, Event, Index, Level, State};
 
 /// The result of one kind of command.
 type Applied = Result<Outcome, Rejection>;
@@ -18,8 +20,46 @@ impl State {
     /// Applies one command. The same commands in the same order give the same state and outcomes
     /// on every controller; nothing else is read.
     pub fn apply(&mut self, command: Command) -> Outcome {
+        let touched = command.change.vm(self);
+        let task = touched.and_then(|id| self.unindex(id));
+        let outcome = self.change(command).unwrap_or_else(Outcome::Rejected);
+        if let Some(id) = touched {
+            self.reindex(id, task);
+        }
+        debug_assert!(self.invariants().is_ok(), "{:?}", self.invariants());
+        outcome
+    }
+
+    /// Takes out of the index what a VM adds, and says which task works on it.
+    fn unindex(&mut self, id: VmId) -> Option<TaskId> {
+        let mut index = std::mem::take(&mut self.index);
+        let vm = self.vms.get(&id);
+        if let Some(vm) = vm {
+            index.take_out(vm, self);
+        }
+        let task = vm.and_then(|vm| vm.task);
+        self.index = index;
+        task
+    }
+
+    /// Puts in what it adds now; `before` is the task that worked on it.
+    fn reindex(&mut self, id: VmId, before: Option<TaskId>) {
+        let mut index = std::mem::take(&mut self.index);
+        let vm = self.vms.get(&id);
+        if let Some(vm) = vm {
+            index.put_in(vm, self);
+        }
+        let tasks = [before, vm.and_then(|vm| vm.task)];
+        for task in tasks.into_iter().flatten().filter_map(|id| self.tasks.get(&id)) {
+            index.note_task(task);
+        }
+        self.index = index;
+        self.trim_tasks();
+    }
+
+    fn change(&mut self, command: Command) -> Applied {
         let at = command.at;
-        let applied = match command.change {
+        match command.change {
             Change::InitCluster { id, name, storage, first } => {
                 self.init_cluster(at, crate::state::Cluster { id, name, storage }, first)
             }
@@ -34,13 +74,16 @@ impl State {
             Change::NodeOnline { node, boot_id } => self.node_online(at, node, boot_id),
             Change::Cordon { node, cordoned } => self.cordon(at, node, cordoned),
             Change::ConfirmDown { node, who } => self.confirm_down(at, node, who),
-            Change::CreateVm { id, spec } => self.create_vm(at, id, spec),
-            Change::BeginTask(request) => self.begin_task(at, request),
+            Change::CreateVm { id, spec } => self.create_vm(at, id, spec, VmRules::default()),
+            Change::BeginTask(request) => self.begin_task(at, request, None),
             Change::Advance { task, step_no, event } => self.advance(at, task, step_no, event),
             Change::SetPaused { vm, paused } => self.set_paused(at, vm, paused),
-        };
-        debug_assert!(self.invariants().is_ok(), "{:?}", self.invariants());
-        applied.unwrap_or_else(Outcome::Rejected)
+            Change::DefineVm { id, spec, rules } => self.create_vm(at, id, spec, rules),
+            Change::SetVm { vm, patch } => self.set_vm(at, vm, patch),
+            Change::SetCluster { patch } => self.set_cluster(at, patch),
+            Change::LiftQuarantine { node, by } => self.lift_quarantine(at, node, &by),
+            Change::Begin { request, because } => self.begin_task(at, request, Some(because)),
+        }
     }
 
     /// What must hold after every command; asserted in debug builds, in tests and in simulation.
@@ -63,7 +106,10 @@ impl State {
                 return Err(format!("task {} works on a VM that it does not own", task.id));
             }
         }
-        Ok(())
+        match self.index == Index::of(self) {
+            true => Ok(()),
+            false => Err("the index is not that of the state".into()),
+        }
     }
 
     fn event(&mut self, at: u64, level: Level, about: About<'_>, text: impl Into<String>) {
@@ -86,10 +132,8 @@ impl State {
 
     /// Forgets the oldest ended tasks beyond the bound.
     fn trim_tasks(&mut self) {
-        let ended: Vec<TaskId> =
-            self.tasks.values().filter(|task| task.outcome.is_some()).map(|task| task.id).collect();
-        for id in ended.iter().take(ended.len().saturating_sub(ENDED_TASKS_MAX)) {
-            self.tasks.remove(id);
+        while let Some(oldest) = self.index.pop_ended(ENDED_TASKS_MAX) {
+            self.tasks.remove(&oldest);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use bellwether_types::{FenceProof, NodeId, RestartPolicy, StateFileRef, TaskId};
 
+use super::rules::may_restart;
 use super::{About, Applied};
 use crate::command::Outcome;
 use crate::reconcile::BY_CLUSTER;
@@ -48,7 +49,12 @@ impl State {
             return Ok(Outcome::Unchanged);
         }
         vm.changed_at = at;
+        let gives_up = |old: &Vm| old.halted.is_none() && vm.halted.is_some();
+        let halted = self.vms.get(&vm.id).is_some_and(gives_up).then_some(vm.id);
         self.settle(at, task, vm, next);
+        if let Some(vm) = halted {
+            self.report_halt(at, vm, id);
+        }
         Ok(Outcome::Done)
     }
 
@@ -145,6 +151,11 @@ impl State {
                 );
                 Next::Step(Step::Prepare(attempt))
             }
+            StepEvent::Placed { node, why } => {
+                task.say(at, &why);
+                super::rules::note_placement(at, task, vm, node, why);
+                self.choose(at, task, vm, StepEvent::Chosen { node })
+            }
             StepEvent::NoNode { reason } => no_node(task, vm, reason),
             StepEvent::Proven(proof) => proven(at, task, vm, proof),
             StepEvent::Released { proof, .. } => proven(at, task, vm, proof),
@@ -201,7 +212,7 @@ impl State {
                 let proof = FenceProof::Storage { holder: attempt.node, epoch: attempt.epoch };
                 task.say(at, format!("proof: {proof}"));
                 task.proof = Some(proof);
-                if comes_back(vm) {
+                if comes_back(at, vm) {
                     return self.assign(task, vm, attempt);
                 }
                 vm.place = Place::Stopped;
@@ -379,7 +390,7 @@ fn proven(at: u64, task: &mut Task, vm: &mut Vm, proof: FenceProof) -> Next {
     task.proof = Some(proof);
     // Gone for certain: whatever follows is an ordinary start.
     vm.place = Place::Stopped;
-    if comes_back(vm) {
+    if comes_back(at, vm) {
         return Next::Step(Step::Choose);
     }
     vm.desired = Desired::Stopped;
@@ -387,8 +398,10 @@ fn proven(at: u64, task: &mut Task, vm: &mut Vm, proof: FenceProof) -> Next {
 }
 
 /// Whether a VM whose runner is gone is to run again.
-fn comes_back(vm: &Vm) -> bool {
-    vm.desired == Desired::Running && vm.spec.restart == RestartPolicy::Restart
+fn comes_back(at: u64, vm: &mut Vm) -> bool {
+    vm.desired == Desired::Running
+        && vm.spec.restart == RestartPolicy::Restart
+        && may_restart(at, vm)
 }
 
 fn reinstated(task: &mut Task, vm: &mut Vm) -> Next {
@@ -524,7 +537,7 @@ fn after_its_end(at: u64, started_at: u64, vm: &mut Vm, reason: &str) {
         vm.failures = 0;
     }
     let ordered = reason.starts_with("guest-shutdown");
-    if ordered || vm.spec.restart == RestartPolicy::Never {
+    if ordered || vm.spec.restart == RestartPolicy::Never || !may_restart(at, vm) {
         vm.desired = Desired::Stopped;
     } else {
         vm.retry_at = at + backoff_ms(vm.failures);

@@ -1,6 +1,6 @@
 //! Commands about VMs, and the beginning of tasks.
 
-use bellwether_types::{Epoch, TaskId, VmId, VmSpec};
+use bellwether_types::{Epoch, TaskId, VmId, VmRules, VmSpec};
 
 use super::{About, Applied};
 use crate::command::{Outcome, Rejection, RejectionKind};
@@ -14,14 +14,15 @@ enum Refusal {
 }
 
 impl State {
-    pub(super) fn create_vm(&mut self, at: u64, id: VmId, spec: VmSpec) -> Applied {
+    pub(super) fn create_vm(&mut self, at: u64, id: VmId, spec: VmSpec, rules: VmRules) -> Applied {
         spec.validate().map_err(|error| Rejection::invalid(error.to_string()))?;
-        if self.vms.values().any(|vm| vm.spec.name == spec.name) || self.vms.contains_key(&id) {
+        if self.index.named(&spec.name).is_some() || self.vms.contains_key(&id) {
             let text = format!("there is a VM named {} already", spec.name);
             return Err(Rejection::new(RejectionKind::AlreadyExists, text));
         }
         self.check_fits_somewhere(&spec)?;
         self.check_disks_free(&spec)?;
+        self.check_rules(id, &spec.name, &rules)?;
         let vm = Vm {
             id,
             desired: Desired::Stopped,
@@ -35,6 +36,10 @@ impl State {
             retry_at: 0,
             changed_at: at,
             spec,
+            rules,
+            restarts: Vec::new(),
+            halted: None,
+            placed: None,
         };
         let text = format!("VM {} was created", vm.spec.name);
         self.vms.insert(id, vm);
@@ -43,14 +48,7 @@ impl State {
     }
 
     fn check_fits_somewhere(&self, spec: &VmSpec) -> Result<(), Rejection> {
-        for owner in &spec.possible_owners {
-            if !self.nodes.contains_key(owner) {
-                return Err(Rejection::not_found(format!(
-                    "VM {}: there is no node {owner} to own it; see `bell node list`",
-                    spec.name
-                )));
-            }
-        }
+        self.check_nodes_known(&spec.name, &spec.possible_owners)?;
         let owner = |id| spec.possible_owners.is_empty() || spec.possible_owners.contains(id);
         let known = self.nodes.iter().filter(|(id, node)| owner(id) && node.boot_id.is_some());
         let largest = known.clone().map(|(_, node)| node.memory_mib).max();
@@ -73,12 +71,13 @@ impl State {
     fn check_disks_free(&self, spec: &VmSpec) -> Result<(), Rejection> {
         for disk in &spec.disks {
             let shared =
-                |other: &Vm| {
+                |other: &&Vm| {
                     other.spec.disks.iter().any(|theirs| {
                         theirs.path == disk.path && !(theirs.read_only && disk.read_only)
                     })
                 };
-            if let Some(other) = self.vms.values().find(|other| shared(other)) {
+            let users = self.index.users_of(&disk.path).filter_map(|id| self.vms.get(&id));
+            if let Some(other) = users.into_iter().find(shared) {
                 return Err(Rejection::conflict(format!(
                     "VM {}: the disk {} belongs to VM {}; two VMs may share a disk only if both \
                      have it read-only",
@@ -111,7 +110,12 @@ impl State {
         Ok(Outcome::Done)
     }
 
-    pub(super) fn begin_task(&mut self, at: u64, request: TaskRequest) -> Applied {
+    pub(super) fn begin_task(
+        &mut self,
+        at: u64,
+        request: TaskRequest,
+        because: Option<String>,
+    ) -> Applied {
         if !self.vms.contains_key(&request.vm) {
             return Err(Rejection::not_found(format!("there is no VM {}", request.vm)));
         }
@@ -129,7 +133,8 @@ impl State {
             Err(Refusal::Nothing) => return Ok(Outcome::Unchanged),
             Err(Refusal::Because(text)) => return Err(Rejection::conflict(text)),
         };
-        Ok(Outcome::Task(self.insert_task(at, request, step)))
+        self.check_begin(&request)?;
+        Ok(Outcome::Task(self.insert_task(at, request, step, because)))
     }
 
     /// A task that only waits for a node or a proof gives way to a stop or a delete; any other one
@@ -162,7 +167,13 @@ impl State {
         Ok((request.kind == TaskKind::Stop).then_some(Outcome::Unchanged))
     }
 
-    fn insert_task(&mut self, at: u64, request: TaskRequest, step: Step) -> TaskId {
+    fn insert_task(
+        &mut self,
+        at: u64,
+        request: TaskRequest,
+        step: Step,
+        because: Option<String>,
+    ) -> TaskId {
         let id = TaskId(self.next_task);
         self.next_task += 1;
         let Some(vm) = self.vms.get_mut(&request.vm) else {
@@ -170,6 +181,7 @@ impl State {
         };
         vm.task = Some(id);
         let since = std::mem::replace(&mut vm.changed_at, at);
+        super::rules::person_takes_over(vm, &request);
         match request.kind {
             TaskKind::Start | TaskKind::Restore => vm.desired = Desired::Running,
             TaskKind::Stop => vm.desired = Desired::Stopped,
@@ -184,11 +196,11 @@ impl State {
             _ => None,
         };
         let vm_name = vm.spec.name.clone();
-        let text = format!(
-            "{} of VM {vm_name} begins, asked for by {}",
-            request.kind.as_str(),
-            request.by
-        );
+        let kind = request.kind.as_str();
+        let text = match because {
+            None => format!("{kind} of VM {vm_name} begins, asked for by {}", request.by),
+            Some(because) => format!("{kind} of VM {vm_name} begins: {because}"),
+        };
         let mut task = Task {
             id,
             kind: request.kind,

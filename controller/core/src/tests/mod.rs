@@ -1,5 +1,7 @@
 //! Tests of the core against a model of nodes, storage and faults.
 
+mod formats;
 mod model;
 mod random;
+mod rules;
 mod scenarios;
