@@ -19,7 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bellwether_agent_core::{Durable, Released};
-use bellwether_types::{Arbiter, BootId, ClusterId, Epoch, VmId};
+use bellwether_types::{Arbiter, BootId, ClusterId, Epoch, StateFileRef, VmId};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -75,12 +75,18 @@ pub struct IncarnationRecord {
     pub start_ticks: Option<u64>,
     pub loaded: Option<[u8; 32]>,
     pub loading: Option<[u8; 32]>,
+    /// Where the loaded or loading file is; the VMM may still read its memory from it.
+    #[serde(default)]
+    pub loaded_file: Option<PathBuf>,
     #[serde(default)]
     pub load_us: u64,
     pub may_have_run: bool,
     pub claiming: Option<Epoch>,
     pub claimed_from: Option<Epoch>,
     pub prepare_us: u64,
+    /// What it has sealed, as long as its guest has not gone on after it.
+    #[serde(default)]
+    pub sealed: Option<StateFileRef>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -306,11 +312,13 @@ mod tests {
             start_ticks: Some(2),
             loaded: Some([7; 32]),
             loading: None,
+            loaded_file: Some("/s/state/f".into()),
             load_us: 6,
             may_have_run: true,
             claiming: None,
             claimed_from: None,
             prepare_us: 5,
+            sealed: None,
         }
     }
 

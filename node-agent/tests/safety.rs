@@ -199,3 +199,41 @@ async fn a_task_that_is_over_does_not_seal() {
     }
     lab.until_state(&vm, "running").await;
 }
+
+#[tokio::test]
+async fn what_was_sealed_is_told_by_a_later_agent_after_the_end_of_the_vmm() {
+    let mut lab = Lab::new().await;
+    let vm = new_vm();
+    lab.running(&vm, 1, "").await;
+    let file = lab.seal(&vm, 1).await.unwrap().file;
+    signal(lab.vmm_pid(&vm, 1).unwrap(), Signal::KILL);
+    lab.until("its end", |heard| heard.vms[&vm].reason == "killed").await;
+    lab.until_state(&vm, "saved").await;
+    lab.kill_agent();
+    lab.restart_agent().await;
+    lab.until_state(&vm, "saved").await;
+    assert_eq!(lab.seal(&vm, 1).await.unwrap().file, file);
+}
+
+/// A VMM reads its memory from the file on demand; the agent that told it to may be gone.
+#[tokio::test]
+async fn a_file_that_is_still_read_is_not_swept_by_a_later_agent() {
+    let mut lab = Lab::new().await;
+    let vm = new_vm();
+    lab.prepare(&vm, 2, "").await.unwrap();
+    let path = lab.storage().join(format!("state/{vm}.1.3.state"));
+    std::fs::write(&path, "sealed").unwrap();
+    let file =
+        v1::StateFile { path: path.display().to_string(), hash: vec![1; 32], epoch: 1, bytes: 6 };
+    let load = v1::LoadStateRequest { order: order(&vm, 2), file: Some(file) };
+    lab.client.load_state(load).await.unwrap();
+    lab.kill_agent();
+    lab.restart_agent().await;
+    let storage = lab.storage().display().to_string();
+    let sweep = v1::RemoveStateRequest { order: order(&vm, 1), storage, purge: false };
+    lab.client.remove_state(sweep.clone()).await.unwrap();
+    assert!(path.exists(), "the VMM still reads it");
+    lab.release(&vm, 2).await.unwrap();
+    lab.client.remove_state(sweep).await.unwrap();
+    assert!(!path.exists());
+}

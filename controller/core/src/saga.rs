@@ -18,22 +18,45 @@
 //!   shutdown:  AskGuest --> AwaitGuest --> Release --> done              delete: Purge --> gone
 //! ```
 //!
+//! A failover begins in Choose with the place Revoked, and what the old runner's node says decides
+//! ([`prove`]); the first line that fits is taken:
+//!
+//! ```text
+//!   node rebooted, or a person's word ------> Proven: place Stopped -----------> Choose
+//!   node back, guest runs ------------------> Reinstated: place Runner --------> done
+//!   node back, it seals, or cannot tell ----> wait for its next report
+//!   node back, sealed ----------------------> Seal again: its answer is the file
+//!        answered: place Sealed(file) --> ClaimBack --> done, with its memory
+//!                                            \-- fails --> Choose: Prepare, Load elsewhere
+//!        refused: as the next line
+//!   node back, VMM ended or absent ---------> Release: place Stopped ----------> Choose
+//!   node silent ----------------------------> Prepare, TakeOver elsewhere
+//!   an order of these has no answer for PATIENCE_MS --> Prepare, TakeOver elsewhere
+//! ```
+//!
+//! A runner that was sealed stays sealed: only a claim back makes it run again, and none is ordered
+//! under its epoch before `Sealed` is committed. So the answer to a second Seal is as good as the
+//! first one, however late, as long as the place is `Revoked` with that very epoch: whoever ran
+//! since then has made the place his own (`Held`, `Proven`) before, and the file is forfeited. A
+//! crash of anybody on the way leaves the place Revoked (it is asked again) or Sealed (the claim
+//! back, or another node's Load, is ordered again).
+//!
 //! Commits that change who may run the VM are made by these transitions and by nothing else:
-//! `Sealed` (Runner to Sealed), `Loaded`, `Held`, and `Prepared` with a proof (to Runner of the
-//! attempt), `ClaimedBack`'s step (to Runner of the source), `Released` (to Stopped), and
-//! `RunnerLost` (Runner to Revoked).
+//! `Sealed` (Runner or Revoked to Sealed), `Loaded`, `Held`, and `Prepared` with a proof (to Runner
+//! of the attempt), `ClaimedBack`'s step (to Runner of the source), `Released` and `Proven` (to
+//! Stopped), `RunnerLost` (Runner to Revoked), and `Reinstated` (Revoked to Runner).
 //!
 //! A crash of the leader between two steps is harmless: the order of a step is idempotent, and
 //! the next leader gives it again. A result that arrives late names a `step_no` that has passed
 //! and is ignored.
 
-use bellwether_types::{Epoch, FenceProof, NodeId, StateFileRef, VmId};
+use bellwether_types::{Epoch, FenceProof, NodeId, StateFileRef, VmState};
 
 use crate::apply::is_due;
 use crate::observe::{Observed, Seen};
 use crate::planner;
 use crate::reconcile::BY_CLUSTER;
-use crate::state::{Liveness, Node, Place, Runner, State, Vm};
+use crate::state::{Desired, Liveness, Node, Place, Runner, State, Vm};
 use crate::task::{Attempt, Retry, Step, StepEvent, Task, TaskKind, Then};
 
 /// What the leader's executor does for a task now.
@@ -101,7 +124,7 @@ pub fn next_action(state: &State, observed: &Observed, task: &Task, now: u64) ->
         Step::Abandon { attempt, .. } => Action::Abandon(*attempt),
         Step::AskGuest => ask_guest(vm),
         Step::AwaitGuest { until } => await_guest(observed, vm, *until, now),
-        Step::Release(runner) => release(state, vm, runner),
+        Step::Release(runner) => release(state, observed, task, vm, runner),
         Step::Purge(node) => Action::Purge(*node),
     }
 }
@@ -134,20 +157,22 @@ fn choose(state: &State, observed: &Observed, task: &Task, vm: &Vm) -> Action {
         };
     }
     if let (Place::Revoked(old), None) = (&vm.place, &task.proof)
-        && let Some(action) = prove(state, observed, vm.id, old)
+        && let Some(action) = prove(state, observed, task, vm, old)
     {
         return action;
     }
-    match planner::choose(state, &planner::Wish::of(task, vm)) {
-        Ok(choice) => {
-            Action::Advance(StepEvent::Placed { node: choice.node, why: choice.to_string() })
-        }
-        Err(refusal) => Action::Advance(StepEvent::NoNode { reason: refusal.to_string() }),
+    Action::Advance(place(state, &planner::Wish::of(task, vm)))
+}
+
+fn place(state: &State, wish: &planner::Wish<'_>) -> StepEvent {
+    match planner::choose(state, wish) {
+        Ok(choice) => StepEvent::Placed { node: choice.node, why: choice.to_string() },
+        Err(refusal) => StepEvent::NoNode { reason: refusal.to_string() },
     }
 }
 
-/// Proofs that need no lock, the cheapest first.
-fn prove(state: &State, observed: &Observed, vm: VmId, old: &Runner) -> Option<Action> {
+/// Proofs that need no lock, the cheapest first; before them, what saves the guest's memory.
+fn prove(state: &State, observed: &Observed, task: &Task, vm: &Vm, old: &Runner) -> Option<Action> {
     let node = state.nodes.get(&old.node)?;
     if let Some(new) = node.boot_id.filter(|boot| *boot != old.boot_id) {
         let proof = FenceProof::Rebooted { node: node.id, old: old.boot_id, new };
@@ -155,16 +180,38 @@ fn prove(state: &State, observed: &Observed, vm: VmId, old: &Runner) -> Option<A
     }
     match &node.liveness {
         Liveness::Fenced { proof } => Some(Action::Advance(StepEvent::Proven(proof.clone()))),
-        Liveness::Online => match observed.vm(vm, old.node, old.boot_id, old.epoch) {
-            Seen::Alive => Some(Action::Advance(StepEvent::Reinstated)),
-            Seen::Waiting | Seen::Ended | Seen::Absent => {
-                Some(Action::Release(Attempt { node: old.node, epoch: old.epoch }))
-            }
-            // It has registered and has not reported this VM yet: its next report will tell.
-            Seen::Unsure | Seen::NoReport => Some(Action::Wait { until: u64::MAX }),
-        },
+        Liveness::Online => Some(ask_living(observed, task, vm, old)),
         _ => None,
     }
+}
+
+/// What to ask of a node that is back in the same boot.
+fn ask_living(observed: &Observed, task: &Task, vm: &Vm, old: &Runner) -> Action {
+    // A refusal has been noted as a try of this node: then there is nothing left to save.
+    let may_be_sealed = vm.desired == Desired::Running && !task.tried.contains(&old.node);
+    match reported(observed, vm, old) {
+        // It becomes sealed, or goes on: its next reports will tell.
+        Some(VmState::Saving) => return Action::Wait { until: u64::MAX },
+        Some(VmState::Saved) if may_be_sealed => {
+            return Action::Seal { source: old.clone(), load_at: None };
+        }
+        _ => {}
+    }
+    match observed.vm(vm.id, old.node, old.boot_id, old.epoch) {
+        Seen::Alive => Action::Advance(StepEvent::Reinstated),
+        Seen::Waiting | Seen::Ended | Seen::Absent => {
+            Action::Release(Attempt { node: old.node, epoch: old.epoch })
+        }
+        // It has registered and has not reported this VM yet: its next report will tell.
+        Seen::Unsure | Seen::NoReport => Action::Wait { until: u64::MAX },
+    }
+}
+
+/// The state of a runner's incarnation, if its node has reported it in that boot.
+fn reported(observed: &Observed, vm: &Vm, runner: &Runner) -> Option<VmState> {
+    let report = observed.nodes.get(&runner.node)?;
+    let seen = observed.report(runner.node, vm.id, runner.epoch)?;
+    (report.boot_id == runner.boot_id).then_some(seen.state)
 }
 
 fn seal(vm: &Vm, load_at: Option<Attempt>) -> Action {
@@ -212,17 +259,71 @@ fn await_guest(observed: &Observed, vm: &Vm, until: u64, now: u64) -> Action {
 
 /// Letting go of a node that is lost cannot wait for an answer: where the VM is sealed none is
 /// needed, because the next runner takes the locks.
-fn release(state: &State, vm: &Vm, runner: &Runner) -> Action {
+fn release(state: &State, observed: &Observed, task: &Task, vm: &Vm, runner: &Runner) -> Action {
     let lost = state.nodes.get(&runner.node).is_none_or(|node| !node.is_online());
+    // A seal whose task had ended before it: nobody stopped the VM, so its memory is worth saving.
+    let unwanted_seal = task.kind == TaskKind::Settle
+        && vm.desired == Desired::Running
+        && vm.place.runner() == Some(runner)
+        && reported(observed, vm, runner) == Some(VmState::Saved);
     match &vm.place {
         Place::Sealed { .. } if lost => {
             Action::Advance(StepEvent::RunnerLost { node: runner.node })
         }
+        _ if unwanted_seal => Action::Advance(StepEvent::RunnerLost { node: runner.node }),
         _ => Action::Release(Attempt { node: runner.node, epoch: runner.epoch }),
     }
 }
 
-/// After a failed load: whether the source still holds the sealed VM and can be asked.
+/// So long an order may stay without an answer, milliseconds. Then a step that cannot have let a
+/// guest run is tried elsewhere, and one that can have is treated as a lost node: the locks decide.
+pub const PATIENCE_MS: u64 = 30_000;
+
+/// Counts for how long the order of one step has had no answer. The leader's memory holds it: the
+/// next one counts anew.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Patience {
+    /// The step, and when its order was first without an answer.
+    unanswered: Option<(u32, u64)>,
+}
+
+impl Patience {
+    /// Notes that an order of this step had no answer; true when that has gone on for too long.
+    pub fn is_over(&mut self, step_no: u32, now: u64) -> bool {
+        let (step, since) = *self.unanswered.get_or_insert((step_no, now));
+        if step != step_no {
+            self.unanswered = Some((step_no, now));
+            return false;
+        }
+        now.saturating_sub(since) > PATIENCE_MS
+    }
+}
+
+/// What follows when an order of a task's step has had no answer for too long; none to go on asking.
+pub fn given_up(state: &State, task: &Task, error: String) -> Option<StepEvent> {
+    let vm = state.vms.get(&task.vm)?;
+    match (&task.step, &vm.place) {
+        // No answer proves nothing, so the locks have to: they are busy for as long as it lives.
+        (Step::Choose, Place::Revoked(old)) if task.proof.is_none() => {
+            let wish = planner::Wish { leaving: Some(old.node), ..planner::Wish::of(task, vm) };
+            Some(place(state, &wish))
+        }
+        (Step::Prepare(_) | Step::TakeOver(_) | Step::Load(_) | Step::Purge(_), _) => {
+            Some(StepEvent::Failed { error, retry: Retry::OtherNode })
+        }
+        (Step::Activate { attempt, .. } | Step::Reap { attempt, .. }, _) => {
+            Some(StepEvent::RunnerLost { node: attempt.node })
+        }
+        (Step::ClaimBack { source, .. }, _) => Some(StepEvent::RunnerLost { node: source.node }),
+        (Step::Release(runner), _) => Some(StepEvent::RunnerLost { node: runner.node }),
+        // A guest that went on is reinstated then; one that stands sealed is found again.
+        (Step::Seal(_), Place::Runner(runner)) => Some(StepEvent::RunnerLost { node: runner.node }),
+        (Step::AskGuest, _) => Some(StepEvent::TimedOut),
+        (Step::Choose | Step::Seal(_) | Step::Abandon { .. } | Step::AwaitGuest { .. }, _) => None,
+    }
+}
+
+/// Whether the sealer of a VM that was running still holds it, and can be asked to go on.
 pub(crate) fn can_claim_back(
     state: &State,
     task: &Task,
@@ -233,7 +334,8 @@ pub(crate) fn can_claim_back(
     };
     let node = state.nodes.get(&sealer.node)?;
     let alive = node.is_online() && node.boot_id == Some(sealer.boot_id);
-    (task.kind == TaskKind::Migrate && alive).then(|| (sealer.clone(), file.clone()))
+    let was_running = matches!(task.kind, TaskKind::Migrate | TaskKind::Failover);
+    (was_running && alive).then(|| (sealer.clone(), file.clone()))
 }
 
 /// What an abandoned attempt means for the task. What the cluster began by itself it tries for

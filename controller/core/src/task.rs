@@ -132,26 +132,6 @@ impl Step {
         }
     }
 
-    /// What follows when an order of this step stays without an answer although its node is online.
-    pub fn given_up(&self, error: String) -> Option<StepEvent> {
-        match self {
-            Self::Prepare(_) | Self::TakeOver(_) | Self::Load(_) => {
-                Some(StepEvent::Failed { error, retry: Retry::OtherNode })
-            }
-            Self::Purge(_) => Some(StepEvent::Failed { error, retry: Retry::OtherNode }),
-            Self::Activate { attempt, .. } | Self::Reap { attempt, .. } => {
-                Some(StepEvent::RunnerLost { node: attempt.node })
-            }
-            Self::ClaimBack { source, .. } => Some(StepEvent::RunnerLost { node: source.node }),
-            Self::Release(runner) => Some(StepEvent::RunnerLost { node: runner.node }),
-            Self::Choose
-            | Self::Seal(_)
-            | Self::Abandon { .. }
-            | Self::AskGuest
-            | Self::AwaitGuest { .. } => None,
-        }
-    }
-
     /// The attempt under way: it uses memory on its node, and its VMM is no stray.
     pub fn attempt(&self) -> Option<Attempt> {
         match self {

@@ -121,6 +121,7 @@ pub struct Incarnation {
     pub prepare_us: u64,
     pub load_us: u64,
     pub activated: Option<ActivateTimings>,
+    /// What it sealed. It outlives the process: the guest has not run since, so the file is the VM.
     pub sealed: Option<SealedState>,
     /// The epoch that was sealed here and went on as this one.
     pub claimed_from: Option<Epoch>,
@@ -161,6 +162,16 @@ impl Incarnation {
             true => !self.may_have_run,
             false => epoch > self.epoch && self.claiming != Some(epoch),
         }
+    }
+
+    /// The process has ended. What it sealed stays, unless the guest may have run again after it.
+    pub fn end(&mut self, reason: &str) {
+        let may_go_on = self.claiming.is_some() || self.phase == Phase::Releasing;
+        self.sealed = self.sealed.take().filter(|_| !may_go_on);
+        self.phase = Phase::Ended;
+        self.locked = false;
+        self.uncertain = false;
+        self.reason = reason.to_owned();
     }
 
     /// Whether nobody can say what its guest does: it may have run, and the VMM has yet to tell.

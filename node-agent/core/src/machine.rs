@@ -32,6 +32,8 @@
 //! - A crash of the agent loses nothing else: the VMM's own status rebuilds the phase
 //!   ([`Incarnation::see`]), and what is sent (`may_have_run`, `claiming`, `loading`) is recorded
 //!   before it is sent.
+//! - What was sealed is still told when the process has ended, and by a later agent too: a file
+//!   whose seal nobody has committed yet is worth the guest's memory.
 //! - A start that the VMM refuses, while no earlier one is unaccounted for, is *given up*: the VMM
 //!   is released and the floor raised to the epoch, so that "the guest has not run and never will"
 //!   is true when it is told, and stays true.
@@ -136,11 +138,7 @@ impl Machine {
     /// when the floor is durable.
     pub fn ended(&mut self, reason: &str) {
         if let Some(current) = &mut self.current {
-            current.phase = Phase::Ended;
-            current.locked = false;
-            current.uncertain = false;
-            current.sealed = None;
-            current.reason = reason.to_owned();
+            current.end(reason);
         }
     }
 
@@ -282,6 +280,9 @@ impl Machine {
             });
         }
         if current.phase == Phase::Ended {
+            if let (Order::Seal, Some(sealed)) = (&stamped.order, &current.sealed) {
+                return Ok(Action::Answer(Answer::Sealed(sealed.clone())));
+            }
             let refusal = self.ended_refusal(order, current);
             let given_up = starts(&stamped.order) && self.give_up(stamped);
             return if given_up { Ok(Action::GiveUp) } else { Err(refusal) };

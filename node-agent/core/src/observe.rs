@@ -33,6 +33,10 @@ pub fn observe(incarnation: &Incarnation, sight: Option<&VmmSight>) -> Observati
         Phase::Sealing => (VmState::Saving, String::new()),
         Phase::Sealed => (VmState::Saved, String::new()),
         Phase::Releasing => (VmState::Stopping, String::new()),
+        // Nothing has run since the seal: the file is the VM.
+        Phase::Ended if incarnation.sealed.is_some() => {
+            (VmState::Saved, incarnation.reason.clone())
+        }
         Phase::Ended => (exit_state(&incarnation.reason), incarnation.reason.clone()),
     };
     Observation {

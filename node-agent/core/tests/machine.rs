@@ -136,6 +136,7 @@ impl World {
             claiming: record.claiming,
             claimed_from: record.claimed_from,
             prepare_us: record.prepare_us,
+            sealed: record.sealed,
             uncertain: true,
             ..Incarnation::preparing(record.epoch, record.arbiter)
         };
@@ -168,6 +169,14 @@ impl World {
         }
         if let Action::Answer(answer) = action {
             self.note_released(stamped, &answer);
+            if let Answer::Sealed(sealed) = &answer {
+                let later = self.ran.iter().any(|ran| *ran > sealed.file.epoch);
+                assert!(
+                    !later,
+                    "{sealed:?} is told, and the guest went on after it: {:?}",
+                    self.ran
+                );
+            }
             return Some(Ok(answer));
         }
         // Persist before send: may_have_run is on the disk before the VMM hears, and so is the
@@ -596,4 +605,44 @@ fn a_vmm_that_ends_after_its_release_gave_up_completes_it() {
         carry_out(&mut world, 1, Order::Release),
         Answer::Released { reason: "killed".into() }
     );
+}
+
+/// Runs the guest under epoch 1 and seals it.
+fn sealed_world() -> World {
+    let mut world = World::new();
+    for order in [prepare(), Order::Activate, Order::Seal] {
+        carry_out(&mut world, 1, order);
+    }
+    world
+}
+
+/// The seal may not be committed yet, and the file is all that is left of the memory.
+#[test]
+fn what_was_sealed_is_told_after_the_end_of_the_vmm_and_of_the_agent() {
+    for end in [vec![Step::VmmDies], vec![Step::VmmDies, Step::AgentCrashes]] {
+        let mut world = sealed_world();
+        end.iter().for_each(|step| drop(world.step(step)));
+        assert_eq!(world.machine.current().map(|it| it.phase), Some(Phase::Ended));
+        assert_eq!(carry_out(&mut world, 1, Order::Seal), Answer::Sealed(sealed(Epoch(1))));
+        carry_out(&mut world, 1, Order::Release);
+        assert!(matches!(give(&mut world.machine, 1, Order::Seal), Err(Refusal::Released { .. })));
+    }
+}
+
+#[test]
+fn a_file_after_which_the_guest_may_have_gone_on_is_not_told() {
+    for fate in [Fate::DoneUnanswered, Fate::UndoneUnanswered] {
+        for crash in [true, false] {
+            let mut world = sealed_world();
+            let order = Order::ClaimBack { sealed_epoch: Epoch(1) };
+            let back = Stamped { term: 1, task: 0, epoch: Epoch(2), order };
+            world.step(&Step::Order(back, fate));
+            world.step(&Step::VmmDies);
+            if crash {
+                world.step(&Step::AgentCrashes);
+            }
+            let refused = give(&mut world.machine, 1, Order::Seal);
+            assert!(matches!(refused, Err(Refusal::Ended { .. })), "{fate:?}: {refused:?}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bellwether_agent_core::{Incarnation, Phase};
+use bellwether_agent_core::{Incarnation, SealedState};
 use bellwether_types::{Arbiter, BootId, Epoch, VmId};
 
 use crate::process::{self, Process};
@@ -44,11 +44,13 @@ impl Body {
             start_ticks: None,
             loaded: None,
             loading: None,
+            loaded_file: None,
             load_us: 0,
             may_have_run: false,
             claiming: None,
             claimed_from: None,
             prepare_us: 0,
+            sealed: None,
         };
         home.create()?;
         home.write_record(&record)?;
@@ -65,7 +67,8 @@ impl Body {
                 .into_iter()
                 .find_map(|pid| open_checked(pid, &socket)),
         };
-        Ok(Self { home, record, process, vmm: None, loaded_file: None })
+        let loaded_file = record.loaded_file.clone();
+        Ok(Self { home, record, process, vmm: None, loaded_file })
     }
 
     pub fn home(&self) -> &Home {
@@ -128,11 +131,13 @@ impl Body {
             epoch: current.epoch,
             loaded: current.loaded,
             loading: current.loading,
+            loaded_file: self.loaded_file.clone(),
             load_us: current.load_us,
             may_have_run: current.may_have_run,
             claiming: current.claiming,
             claimed_from: current.claimed_from,
             prepare_us: current.prepare_us,
+            sealed: current.sealed.as_ref().map(|sealed| sealed.file.clone()),
             ..self.record.clone()
         };
         if record != self.record {
@@ -153,11 +158,10 @@ impl Body {
         found.claiming = record.claiming;
         found.claimed_from = record.claimed_from;
         found.prepare_us = record.prepare_us;
+        found.sealed = record.sealed.clone().map(SealedState::told_again);
         found.uncertain = true;
         if self.process.is_none() {
-            found.phase = Phase::Ended;
-            found.uncertain = false;
-            found.reason = self.exit_reason();
+            found.end(&self.exit_reason());
         }
         found
     }

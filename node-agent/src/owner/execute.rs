@@ -93,6 +93,11 @@ impl Owner {
         action: Action,
         command: &Command,
     ) -> Result<Reply, Failure> {
+        if let (Action::Load, Details::LoadState { file }, Some(body)) =
+            (&action, &command.details, &mut self.body)
+        {
+            body.loaded_file = Some(file.path.clone());
+        }
         // Persist before send: a later agent must know that the guest may have run, and which file
         // may be loaded.
         if let Err(error) = self.save_record()
@@ -143,9 +148,6 @@ impl Owner {
 
     async fn load(&mut self, command: &Command, file: &StateFileRef) -> Result<Reply, Failure> {
         let mut client = self.client()?;
-        if let Some(body) = &mut self.body {
-            body.loaded_file = Some(file.path.clone());
-        }
         let request = v1::LoadRequest { file: Some(v1::StateFile::from(file)) };
         let recall = self.recall(&command.stamped);
         let reply = bounded("load", LOAD_MAX, recall, client.load(request)).await?;

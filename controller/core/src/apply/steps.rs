@@ -160,8 +160,38 @@ impl State {
             StepEvent::Proven(proof) => proven(at, task, vm, proof),
             StepEvent::Released { proof, .. } => proven(at, task, vm, proof),
             StepEvent::Reinstated => reinstated(task, vm),
-            StepEvent::Failed { error, .. } => Next::Later(error),
+            StepEvent::Sealed { file, measures } => self.recovered(at, task, vm, file, measures),
+            StepEvent::Failed { error, .. } => {
+                // The old runner's node has refused to tell its sealed state: it is not asked again.
+                if let Place::Revoked(old) = &vm.place {
+                    task.tried.insert(old.node);
+                }
+                Next::Later(error)
+            }
             _ => Next::Ignore,
+        }
+    }
+
+    /// A lost runner turns out to be sealed: its memory is the VM, wherever it goes on.
+    fn recovered(
+        &mut self,
+        at: u64,
+        task: &mut Task,
+        vm: &mut Vm,
+        file: StateFileRef,
+        measures: Measures,
+    ) -> Next {
+        let Place::Revoked(old) = &vm.place else { return Next::Ignore };
+        if file.epoch != old.epoch {
+            return Next::Ignore;
+        }
+        let (path, node) = (file.path.display(), self.node_name(old.node));
+        task.say(at, format!("{node} had sealed it in {path} ({} bytes)", file.bytes));
+        merge(task, measures);
+        vm.place = Place::Sealed { sealer: Some(old.clone()), file };
+        match saga::can_claim_back(self, task, vm) {
+            Some((sealer, file)) => claim_back(vm, &sealer, file, "was sealed".into()),
+            None => Next::Step(Step::Choose),
         }
     }
 
@@ -454,7 +484,14 @@ fn claimed_back(
         StepEvent::ClaimedBack { measures } => {
             merge(task, measures);
             vm.desired = Desired::Running;
-            Next::Failed(format!("{}; VM {} goes on at the source", what.error, vm.spec.name))
+            vm.pending = None;
+            let name = &vm.spec.name;
+            match task.kind {
+                TaskKind::Failover => {
+                    Next::Done(format!("VM {name} goes on where it was sealed, with its memory"))
+                }
+                _ => Next::Failed(format!("{}; VM {name} goes on at the source", what.error)),
+            }
         }
         // It did not run again, so the sealed file still is the VM.
         StepEvent::Failed { error, .. } => {

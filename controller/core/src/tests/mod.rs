@@ -5,3 +5,4 @@ mod model;
 mod random;
 mod rules;
 mod scenarios;
+mod sealed;

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::command::{Change, Command, Registration};
 use crate::observe::{NodeReport, VmReport};
-use crate::saga::{Action, next_action};
+use crate::saga::{Action, Patience, given_up, next_action};
 use crate::state::Member;
 use crate::task::{Measures, Retry, TaskRequest};
 use crate::{Attempt, Observed, Outcome, Place, State, StepEvent, TaskKind, Timing, reconcile};
@@ -24,6 +24,8 @@ pub enum Phase {
     Locked,
     Loaded,
     Running,
+    /// Its memory is being written; the guest stands, or is about to.
+    Sealing,
     Sealed,
     Ended,
 }
@@ -33,6 +35,10 @@ pub struct Incarnation {
     pub phase: Phase,
     /// The state file that it was loaded from.
     from: Option<Epoch>,
+    /// It was sealed before it ended, and its agent remembers the file.
+    kept: bool,
+    /// Which boot of the guest its memory comes from; 0 before it has any.
+    pub memory: u64,
 }
 
 /// One host with its agent and its VMMs.
@@ -43,6 +49,8 @@ pub struct Host {
     /// The agent process; VMMs outlive it.
     pub agent: bool,
     pub connected: bool,
+    /// Its order port can be reached; without it the node renews and answers nothing.
+    pub orders: bool,
     pub vmms: BTreeMap<(VmId, Epoch), Incarnation>,
     floors: BTreeMap<VmId, Epoch>,
 }
@@ -55,6 +63,8 @@ pub enum Fate {
     AnswerLost,
     /// Never arrived.
     Lost,
+    /// A seal has begun when the answer is lost; anything else is carried out without an answer.
+    Slow,
     /// The agent could not do it.
     Refused,
 }
@@ -66,9 +76,14 @@ pub struct Model {
     /// Who holds the locks of each VM, and the epoch in its claim.
     locks: BTreeMap<VmId, (NodeId, Epoch)>,
     claims: BTreeMap<VmId, Epoch>,
-    /// State files by VM and sealing epoch; and those from which a guest has run.
-    files: BTreeSet<(VmId, Epoch)>,
+    /// State files by VM and sealing epoch, with their memory; and those from which a guest ran.
+    files: BTreeMap<(VmId, Epoch), u64>,
     resumed: BTreeSet<(VmId, Epoch)>,
+    /// The last epoch whose guest ran: what the disks belong to.
+    ran: BTreeMap<VmId, Epoch>,
+    patience: BTreeMap<TaskId, Patience>,
+    /// Seals that were ordered and are still on their way.
+    late_seals: Vec<(VmId, NodeId, Epoch)>,
     pub now: u64,
     next_uuid: u128,
 }
@@ -87,8 +102,11 @@ impl Model {
             hosts: BTreeMap::new(),
             locks: BTreeMap::new(),
             claims: BTreeMap::new(),
-            files: BTreeSet::new(),
+            files: BTreeMap::new(),
             resumed: BTreeSet::new(),
+            ran: BTreeMap::new(),
+            patience: BTreeMap::new(),
+            late_seals: Vec::new(),
             now: 1_000_000,
             next_uuid: 1,
         };
@@ -110,6 +128,7 @@ impl Model {
                 up: true,
                 agent: true,
                 connected: true,
+                orders: true,
                 vmms: BTreeMap::new(),
                 floors: BTreeMap::new(),
             };
@@ -190,7 +209,9 @@ impl Model {
                 Phase::Prepared | Phase::Locked => VmState::Starting,
                 Phase::Loaded => VmState::Restoring,
                 Phase::Running => VmState::Running,
+                Phase::Sealing => VmState::Saving,
                 Phase::Sealed => VmState::Saved,
+                Phase::Ended if vmm.kept => VmState::Saved,
                 Phase::Ended => VmState::Failed,
             },
             reason: "killed".into(),
@@ -217,7 +238,8 @@ impl Model {
     }
 
     fn reachable(&self, node: NodeId) -> bool {
-        self.hosts.get(&node).is_some_and(|host| host.up && host.agent && host.connected)
+        let reachable = |host: &Host| host.up && host.agent && host.connected && host.orders;
+        self.hosts.get(&node).is_some_and(reachable)
     }
 
     /// One step of one task, whose order meets this fate. Returns whether the task moved.
@@ -230,7 +252,7 @@ impl Model {
         let event = match action {
             Action::Wait { .. } => return false,
             Action::Advance(event) => Some(event),
-            action => self.order(vm, action, fate),
+            action => self.order(vm, action, fate).or_else(|| self.lose_patience(id, step_no)),
         };
         let moved = event.is_some();
         if let Some(event) = event {
@@ -238,6 +260,13 @@ impl Model {
         }
         self.check();
         moved
+    }
+
+    /// What the executor makes of an order without an answer.
+    fn lose_patience(&mut self, id: TaskId, step_no: u32) -> Option<StepEvent> {
+        let is_over = self.patience.entry(id).or_default().is_over(step_no, self.now);
+        let task = &self.state.tasks[&id];
+        is_over.then(|| given_up(&self.state, task, "no answer".into())).flatten()
     }
 
     fn order(&mut self, vm: VmId, action: Action, fate: Fate) -> Option<StepEvent> {
@@ -254,14 +283,21 @@ impl Model {
             Action::Wait { .. } | Action::Advance(_) => return None,
         };
         let failed = StepEvent::Failed { error: "no".into(), retry: Retry::OtherNode };
+        if let (Action::Seal { source, .. }, Fate::Lost) = (&action, fate) {
+            self.late_seals.push((vm, source.node, source.epoch));
+        }
         if fate == Fate::Lost || !self.reachable(node) {
             return is_abandon.then_some(failed);
         }
         if fate == Fate::Refused && self.may_refuse(vm, &action) {
             return Some(failed);
         }
+        if let (Action::Seal { source, .. }, Fate::Slow) = (&action, fate) {
+            self.begin_seal(vm, source.node, source.epoch);
+            return None;
+        }
         let result = self.carry_out(vm, action);
-        if fate == Fate::AnswerLost {
+        if matches!(fate, Fate::AnswerLost | Fate::Slow) {
             return is_abandon.then_some(failed);
         }
         Some(result.unwrap_or_else(|miss| match miss {
@@ -320,7 +356,7 @@ impl Model {
         if host.floors.get(&vm).is_some_and(|floor| attempt.epoch <= *floor) {
             return Err(Miss::Refused);
         }
-        let new = Incarnation { phase: Phase::Prepared, from: None };
+        let new = Incarnation { phase: Phase::Prepared, from: None, kept: false, memory: 0 };
         host.vmms.entry((vm, attempt.epoch)).or_insert(new);
         Ok(StepEvent::Prepared)
     }
@@ -344,11 +380,11 @@ impl Model {
     }
 
     fn load(&mut self, vm: VmId, attempt: Attempt, file: &StateFileRef) -> Result<StepEvent, Miss> {
-        let exists = self.files.contains(&(vm, file.epoch));
+        let memory = self.files.get(&(vm, file.epoch)).copied();
         let vmm = self.host(attempt.node).vmms.get_mut(&(vm, attempt.epoch));
-        let vmm = vmm.filter(|vmm| exists && matches!(vmm.phase, Phase::Prepared | Phase::Loaded));
-        let vmm = vmm.ok_or(Miss::Refused)?;
-        *vmm = Incarnation { phase: Phase::Loaded, from: Some(file.epoch) };
+        let vmm = vmm.filter(|vmm| matches!(vmm.phase, Phase::Prepared | Phase::Loaded));
+        let (vmm, memory) = vmm.zip(memory).ok_or(Miss::Refused)?;
+        (vmm.phase, vmm.from, vmm.memory) = (Phase::Loaded, Some(file.epoch), memory);
         Ok(StepEvent::Loaded { measures: Measures::new() })
     }
 
@@ -366,25 +402,64 @@ impl Model {
         if !self.lock(vm, attempt) {
             return Err(Miss::Refused);
         }
+        let boot = u64::try_from(self.uuid().as_u128()).unwrap();
         let vmm = self.host(attempt.node).vmms.get_mut(&key).unwrap();
         vmm.phase = Phase::Running;
-        if let Some(file) = vmm.from {
-            assert!(self.resumed.insert((vm, file)), "a state file was resumed twice");
-            self.files.remove(&(vm, file));
+        match vmm.from {
+            Some(file) => {
+                assert!(self.resumed.insert((vm, file)), "a state file was resumed twice");
+                assert_eq!(
+                    self.ran.get(&vm),
+                    Some(&file),
+                    "the disks have moved on since the seal"
+                );
+                self.files.remove(&(vm, file));
+            }
+            None => vmm.memory = boot,
         }
+        self.ran.insert(vm, attempt.epoch);
         self.check();
         done
     }
 
+    /// Stops the guest, unless it has another epoch by now.
+    fn begin_seal(&mut self, vm: VmId, node: NodeId, epoch: Epoch) {
+        let vmm = self.host(node).vmms.get_mut(&(vm, epoch));
+        if let Some(vmm) = vmm.filter(|vmm| vmm.phase == Phase::Running) {
+            vmm.phase = Phase::Sealing;
+        }
+    }
+
+    /// Asked again it answers as before, also for a VMM that was sealed and has ended since.
     fn seal(&mut self, vm: VmId, node: NodeId, epoch: Epoch) -> Result<StepEvent, Miss> {
-        let vmm = self.host(node).vmms.get_mut(&(vm, epoch)).ok_or(Miss::Refused)?;
-        if !matches!(vmm.phase, Phase::Running | Phase::Sealed) {
+        self.begin_seal(vm, node, epoch);
+        self.end_seal(node, vm, epoch, true);
+        let vmm = self.host(node).vmms.get(&(vm, epoch)).ok_or(Miss::Refused)?;
+        if vmm.phase != Phase::Sealed && !vmm.kept {
             return Err(Miss::Refused);
         }
-        vmm.phase = Phase::Sealed;
-        self.files.insert((vm, epoch));
         let file = StateFileRef { path: "/s/f".into(), hash: [0; 32], epoch, bytes: 1 };
         Ok(StepEvent::Sealed { file, measures: Measures::new() })
+    }
+
+    /// A seal that is under way succeeds, or fails and the guest goes on.
+    pub fn end_seal(&mut self, node: NodeId, vm: VmId, epoch: Epoch, good: bool) {
+        let vmm = self.host(node).vmms.get_mut(&(vm, epoch));
+        let Some(vmm) = vmm.filter(|vmm| vmm.phase == Phase::Sealing) else { return };
+        vmm.phase = if good { Phase::Sealed } else { Phase::Running };
+        let memory = vmm.memory;
+        if good {
+            self.files.insert((vm, epoch), memory);
+        }
+        self.check();
+    }
+
+    /// A seal order that was held up arrives after all, whatever has become of its task.
+    pub fn deliver_late_seal(&mut self) {
+        let Some((vm, node, epoch)) = self.late_seals.pop() else { return };
+        if self.hosts[&node].up && self.hosts[&node].agent {
+            self.begin_seal(vm, node, epoch);
+        }
     }
 
     fn claim_back(&mut self, vm: VmId, source: Attempt, sealed: Epoch) -> Result<StepEvent, Miss> {
@@ -395,8 +470,10 @@ impl Model {
         }
         match host.vmms.remove(&(vm, sealed)) {
             Some(vmm) if vmm.phase == Phase::Sealed => {
-                let back = Incarnation { phase: Phase::Running, from: None };
+                let back = Incarnation { phase: Phase::Running, ..vmm };
                 host.vmms.insert((vm, source.epoch), back);
+                assert!(self.resumed.insert((vm, sealed)), "a state file was resumed twice");
+                assert_eq!(self.ran.insert(vm, source.epoch), Some(sealed), "not the last to run");
                 self.locks.insert(vm, (source.node, source.epoch));
                 self.claims.insert(vm, source.epoch);
                 self.files.remove(&(vm, sealed));
@@ -407,7 +484,8 @@ impl Model {
                 host.vmms.insert((vm, sealed), vmm);
                 Err(Miss::Refused)
             }
-            None => Err(Miss::Refused),
+            // Whether it went on before it ended is not known.
+            None => Ok(StepEvent::TimedOut),
         }
     }
 
@@ -430,6 +508,7 @@ impl Model {
     /// The VMM process dies: its locks go with it.
     pub fn kill_vmm(&mut self, node: NodeId, vm: VmId, epoch: Epoch) {
         if let Some(vmm) = self.host(node).vmms.get_mut(&(vm, epoch)) {
+            vmm.kept |= vmm.phase == Phase::Sealed;
             vmm.phase = Phase::Ended;
         }
         if self.locks.get(&vm) == Some(&(node, epoch)) {
@@ -455,6 +534,12 @@ impl Model {
         if !host.up {
             (host.up, host.agent, host.boot) = (true, true, boot);
         }
+    }
+
+    /// Which boot of the guest the running incarnation has the memory of.
+    pub fn memory(&self, vm: VmId) -> Option<u64> {
+        let (node, epoch) = self.running(vm).first().copied()?;
+        Some(self.hosts[&node].vmms[&(vm, epoch)].memory)
     }
 
     /// The incarnations of a VM whose guest runs, anywhere.

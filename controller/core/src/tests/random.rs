@@ -26,10 +26,11 @@ impl Chance {
 }
 
 fn fate(chance: &mut Chance) -> Fate {
-    match chance.below(10) {
+    match chance.below(12) {
         0 => Fate::Lost,
         1 => Fate::AnswerLost,
         2 => Fate::Refused,
+        3 => Fate::Slow,
         _ => Fate::Done,
     }
 }
@@ -37,7 +38,7 @@ fn fate(chance: &mut Chance) -> Fate {
 fn fault(model: &mut Model, chance: &mut Chance) {
     let nodes: Vec<NodeId> = model.hosts.keys().copied().collect();
     let node = chance.pick(&nodes).unwrap();
-    match chance.below(8) {
+    match chance.below(11) {
         0 => model.power_off(node),
         1 | 2 => model.power_on(node),
         3 => model.hosts.get_mut(&node).unwrap().agent ^= true,
@@ -48,7 +49,20 @@ fn fault(model: &mut Model, chance: &mut Chance) {
                 model.kill_vmm(node, vm, epoch);
             }
         }
+        6 => model.hosts.get_mut(&node).unwrap().orders ^= true,
+        7 => model.deliver_late_seal(),
+        8 => end_a_seal(model, chance, node),
         _ => {}
+    }
+}
+
+fn end_a_seal(model: &mut Model, chance: &mut Chance, node: NodeId) {
+    let vmms = model.hosts[&node].vmms.iter();
+    let sealing: Vec<_> =
+        vmms.filter(|(_, vmm)| vmm.phase == Phase::Sealing).map(|(key, _)| *key).collect();
+    if let Some((vm, epoch)) = chance.pick(&sealing) {
+        let good = chance.below(4) > 0;
+        model.end_seal(node, vm, epoch, good);
     }
 }
 
@@ -95,7 +109,9 @@ fn heal(model: &mut Model) {
     for node in nodes {
         model.power_on(node);
         let host = model.hosts.get_mut(&node).unwrap();
-        (host.agent, host.connected) = (true, true);
+        (host.agent, host.connected, host.orders) = (true, true, true);
+        let vmms: Vec<_> = host.vmms.keys().copied().collect();
+        vmms.iter().for_each(|(vm, epoch)| model.end_seal(node, *vm, *epoch, epoch.0 % 3 > 0));
     }
     model.settle(800);
 }

@@ -7,7 +7,7 @@ use crate::command::Change;
 use crate::state::Desired;
 use crate::{Outcome, Place, RejectionKind, Step, TaskKind};
 
-fn running() -> (Model, bellwether_types::VmId, NodeId) {
+pub fn running() -> (Model, bellwether_types::VmId, NodeId) {
     let mut model = Model::new(3);
     let vm = model.create("web");
     model.begin(vm, TaskKind::Start);
@@ -17,7 +17,7 @@ fn running() -> (Model, bellwether_types::VmId, NodeId) {
 }
 
 /// Carries the VM's task to a step, all going well.
-fn until(model: &mut Model, vm: bellwether_types::VmId, step: &str) {
+pub fn until(model: &mut Model, vm: bellwether_types::VmId, step: &str) {
     let task = model.state.vms[&vm].task.unwrap();
     while model.state.tasks[&task].step.name() != step {
         assert!(model.step(task, Fate::Done), "stuck at {:?}", model.state.tasks[&task].step);
