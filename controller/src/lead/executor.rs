@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bellwether_core::answer::Failure;
 use bellwether_core::command::Change;
+use bellwether_core::leading::Patience;
 use bellwether_core::saga::{Action, next_action};
 use bellwether_core::state::Runner;
 use bellwether_core::{Attempt, Step, StepEvent, Task};
@@ -12,10 +14,9 @@ use bellwether_raft::StateView;
 use bellwether_types::TaskId;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::Leadership;
-use super::orders::{Failure, Orders};
+use super::orders::Orders;
 use crate::controller::Controller;
 
 /// The pause before an order whose outcome is unknown is given again.
@@ -23,25 +24,19 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// An executor that waits looks at the clock this often, although it is woken by every change.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// So long an order to a node that is online may stay without an answer. Then a step that cannot
-/// have let a guest run is tried elsewhere, and one that can have is treated as a lost node: the
-/// locks decide.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 pub struct Executor {
     controller: Arc<Controller>,
     leadership: Leadership,
     id: TaskId,
     states: watch::Receiver<StateView>,
     reports: watch::Receiver<u64>,
-    /// The step whose outcome is unknown, and since when.
-    unknown: Option<(u32, Instant)>,
+    patience: Patience,
 }
 
 impl Executor {
     pub fn new(controller: Arc<Controller>, leadership: Leadership, id: TaskId) -> Self {
         let (states, reports) = (controller.raft.watch_state(), controller.watch_reports());
-        Self { controller, leadership, id, states, reports, unknown: None }
+        Self { controller, leadership, id, states, reports, patience: Patience::default() }
     }
 
     /// Works until the task has ended. Returns the task's number.
@@ -112,24 +107,13 @@ impl Executor {
             }
             Err(Failure::Unknown(error)) => {
                 tracing::warn!(task = self.id.0, step = task.step.name(), %error, "asking again");
-                match self.give_up(task, error) {
+                let now = self.controller.clock.now_ms();
+                match self.patience.unanswered(task, error, now) {
                     Some(event) => self.advance(task, event).await,
                     None => tokio::time::sleep(AGAIN).await,
                 }
             }
         }
-    }
-
-    /// What to make of an order that stays without an answer for too long.
-    fn give_up(&mut self, task: &Task, error: String) -> Option<StepEvent> {
-        let now = Instant::now();
-        let (step_no, since) = *self.unknown.get_or_insert((task.step_no, now));
-        if step_no != task.step_no {
-            self.unknown = Some((task.step_no, now));
-        } else if now.duration_since(since) > PATIENCE {
-            return task.step.given_up(error);
-        }
-        None
     }
 
     /// The destination reads the sealed file while the seal is being committed: the guest stands

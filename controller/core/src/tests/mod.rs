@@ -1,5 +1,5 @@
 //! Tests of the core against a model of nodes, storage and faults.
 
-mod model;
+pub mod model;
 mod random;
 mod scenarios;
