@@ -6,16 +6,14 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bellwether_agent_core::{Lease, LeaseAnswer, LeaseRequest, LeaseState, Stamp, Standing};
+use bellwether_agent_core::{
+    Lease, LeaseAnswer, LeaseRequest, LeaseState, Stamp, Standing, is_recent,
+};
 use bellwether_lease::{LeaseError, LeasePage};
 use bellwether_types::{BootId, Epoch, VmId};
 use tokio::sync::watch;
 
 use crate::clock;
-
-/// A contact is recent for this many leases, and for no less than [`CONTACT_MIN`].
-const CONTACT_LEASES: u64 = 10;
-const CONTACT_MIN_NS: u64 = 30_000_000_000;
 
 /// The standing of the node. The renewal task writes it, the owners of the VMs ask it.
 #[derive(Debug)]
@@ -86,12 +84,10 @@ impl Desk {
     pub fn standing(&self, term: u64) -> Standing {
         let inner = self.lock();
         let now = clock::now();
-        let recent_ns =
-            inner.lease_ms.saturating_mul(CONTACT_LEASES * 1_000_000).max(CONTACT_MIN_NS);
         Standing {
             term,
             lease_live: inner.lease.is_live(now),
-            contact_recent: inner.last_contact.is_some_and(|at| now.since(&at) < recent_ns),
+            contact_recent: is_recent(inner.last_contact, now, inner.lease_ms),
         }
     }
 

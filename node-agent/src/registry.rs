@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bellwether_agent_core::{Durable, Order, Refusal, Stamped};
+use bellwether_agent_core::{Durable, Leftover, Order, Refusal, Stamped};
 use bellwether_types::{BootId, Epoch, VmId};
 use futures::StreamExt;
 use tokio::sync::mpsc::error::TrySendError;
@@ -189,13 +189,11 @@ fn lost(vm: VmId) -> Status {
     ))
 }
 
-/// Two incarnations of one VM in one runtime directory: an agent died while a prepare replaced
-/// the one that never ran. The one that may have run stays, else the newer.
+/// Two incarnations of one VM in one runtime directory: the one to keep, and the other.
 fn choose(one: Body, other: Body, floor: Epoch) -> (Body, Body) {
     let rank = |body: &Body| {
-        let record = body.record();
-        let lives = body.process().is_some();
-        (record.epoch > floor, lives && record.may_have_run, record.epoch)
+        let (record, lives) = (body.record(), body.process().is_some());
+        Leftover { epoch: record.epoch, lives, may_have_run: record.may_have_run }.rank(floor)
     };
     match rank(&one) >= rank(&other) {
         true => (one, other),

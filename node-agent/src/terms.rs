@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bellwether_agent_core::Terms as Known;
 use bellwether_types::ClusterId;
 
 use crate::runtime_dir::{RuntimeDir, RuntimeError};
@@ -14,42 +15,34 @@ use crate::runtime_dir::{RuntimeDir, RuntimeError};
 pub struct Terms {
     runtime: Arc<RuntimeDir>,
     cluster: ClusterId,
-    inner: Mutex<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    highest: u64,
-    /// What of it is on the disk.
-    saved: u64,
+    known: Mutex<Known>,
 }
 
 impl Terms {
     /// Goes on where an earlier agent ended.
     pub fn open(runtime: Arc<RuntimeDir>, cluster: ClusterId) -> Result<Self, RuntimeError> {
         let saved = runtime.term(cluster)?;
-        Ok(Self { runtime, cluster, inner: Mutex::new(Inner { highest: saved, saved }) })
+        Ok(Self { runtime, cluster, known: Mutex::new(Known::new(saved)) })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes in a term, and gives the highest, which is durable then. On an error it counts for
     /// as long as this agent lives, and is written at the next call.
     pub fn hear(&self, term: u64) -> Result<u64, RuntimeError> {
-        let mut inner = self.lock();
-        inner.highest = inner.highest.max(term);
-        if inner.highest > inner.saved {
-            self.runtime.save_term(self.cluster, inner.highest)?;
-            inner.saved = inner.highest;
+        let mut known = self.lock();
+        if let Some(highest) = known.hear(term) {
+            self.runtime.save_term(self.cluster, highest)?;
+            known.note(highest);
         }
-        Ok(inner.highest)
+        Ok(known.highest())
     }
 
     /// The highest term that was heard of.
     pub fn highest(&self) -> u64 {
-        self.lock().highest
+        self.lock().highest()
     }
 }
 

@@ -13,9 +13,12 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod answer;
 mod apply;
 pub mod command;
 pub mod config;
+pub mod contact;
+pub mod leading;
 pub mod observe;
 pub mod planner;
 pub mod reconcile;

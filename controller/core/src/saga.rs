@@ -31,7 +31,7 @@
 //!        refused: as the next line
 //!   node back, VMM ended or absent ---------> Release: place Stopped ----------> Choose
 //!   node silent ----------------------------> Prepare, TakeOver elsewhere
-//!   an order of these has no answer for PATIENCE_MS --> Prepare, TakeOver elsewhere
+//!   an order of these has no answer for 30 s --> Prepare, TakeOver elsewhere
 //! ```
 //!
 //! A runner that was sealed stays sealed: only a claim back makes it run again, and none is ordered
@@ -272,30 +272,6 @@ fn release(state: &State, observed: &Observed, task: &Task, vm: &Vm, runner: &Ru
         }
         _ if unwanted_seal => Action::Advance(StepEvent::RunnerLost { node: runner.node }),
         _ => Action::Release(Attempt { node: runner.node, epoch: runner.epoch }),
-    }
-}
-
-/// So long an order may stay without an answer, milliseconds. Then a step that cannot have let a
-/// guest run is tried elsewhere, and one that can have is treated as a lost node: the locks decide.
-pub const PATIENCE_MS: u64 = 30_000;
-
-/// Counts for how long the order of one step has had no answer. The leader's memory holds it: the
-/// next one counts anew.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Patience {
-    /// The step, and when its order was first without an answer.
-    unanswered: Option<(u32, u64)>,
-}
-
-impl Patience {
-    /// Notes that an order of this step had no answer; true when that has gone on for too long.
-    pub fn is_over(&mut self, step_no: u32, now: u64) -> bool {
-        let (step, since) = *self.unanswered.get_or_insert((step_no, now));
-        if step != step_no {
-            self.unanswered = Some((step_no, now));
-            return false;
-        }
-        now.saturating_sub(since) > PATIENCE_MS
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use bellwether_core::command::{Change, Registration};
-use bellwether_core::observe::{NodeReport, VmReport};
-use bellwether_core::{Liveness, reconcile};
+use bellwether_core::command::Registration;
+use bellwether_core::contact::{Contact, Next};
+use bellwether_core::observe::VmReport;
 use bellwether_member::not_started;
 use bellwether_pki::caller;
 use bellwether_proto::v1;
@@ -34,11 +34,31 @@ impl NodesApi {
         confirmed.map(|confirmed| confirmed.term).map_err(|error| not_started(error.to_string()))
     }
 
-    fn take_note(&self, node: NodeId, boot_id: BootId, nonce: u64, vms: Vec<VmReport>) {
-        let heard_at = self.controller.clock.now_ms();
-        let report = NodeReport { boot_id, heard_at, nonce, vms };
-        self.controller.note(|observed| observed.take(node, report));
+    /// Takes a message in, as the core says, until there is an answer.
+    async fn take(&self, mut contact: Contact) -> Result<Answer, Status> {
+        loop {
+            let now = self.controller.clock.now_ms();
+            match contact.next(&self.controller.state(), now) {
+                Next::Confirm => contact.confirmed(self.confirm().await?),
+                Next::Note { node, report } => {
+                    self.controller.note(|observed| observed.take(node, report));
+                }
+                Next::Commit(change) => drop(commit(&self.controller, change).await?),
+                Next::Unregistered { term } => {
+                    return Ok(Answer { term, grants: Vec::new(), register: true });
+                }
+                Next::Done { term, grants } => return Ok(Answer { term, grants, register: false }),
+            }
+        }
     }
+}
+
+/// What is answered to an agent.
+struct Answer {
+    term: u64,
+    grants: Vec<(VmId, Epoch)>,
+    /// It has to register first.
+    register: bool,
 }
 
 #[tonic::async_trait]
@@ -70,10 +90,7 @@ impl Nodes for NodesApi {
             vcpus: message.vcpus,
             version: message.version,
         };
-        // Heard first, online then: the planner must not find an online node that was never heard.
-        self.confirm().await?;
-        self.take_note(node, boot_id, 0, vms);
-        commit(&self.controller, Change::RegisterNode(registration)).await?;
+        self.take(Contact::registration(registration, vms)).await?;
         let state = self.controller.state();
         let storage = state.cluster.as_ref().map(|cluster| cluster.storage.display().to_string());
         Ok(Response::new(v1::RegisterReply {
@@ -90,30 +107,18 @@ impl Nodes for NodesApi {
         let message = request.into_inner();
         let boot_id = boot_id(&message.boot_id)?;
         let vms = reports(message.vms)?;
-        let term = self.confirm().await?;
-        let state = self.controller.state();
-        let reply = v1::RenewReply {
-            nonce: message.nonce,
-            lease_ms: self.controller.timing.lease_ms,
-            term,
-            grants: vec![],
-            controllers: state.controllers.values().map(view::member).collect(),
-            register: false,
-        };
-        let known = state.nodes.get(&node).filter(|node| node.boot_id == Some(boot_id));
-        let Some(known) = known.filter(|node| !matches!(node.liveness, Liveness::Fenced { .. }))
-        else {
-            return Ok(Response::new(v1::RenewReply { register: true, ..reply }));
-        };
-        self.take_note(node, boot_id, message.nonce, vms);
-        if matches!(known.liveness, Liveness::Unknown { .. }) {
-            commit(&self.controller, Change::NodeOnline { node, boot_id }).await?;
-        }
-        let grants = reconcile::grants(&self.controller.state(), node, boot_id);
+        let answer = self.take(Contact::renewal(node, boot_id, message.nonce, vms)).await?;
         let grant =
             |(vm, epoch): (VmId, Epoch)| v1::Grant { vm_id: vm.to_string(), epoch: epoch.0 };
-        let grants = grants.into_iter().map(grant).collect();
-        Ok(Response::new(v1::RenewReply { grants, ..reply }))
+        let state = self.controller.state();
+        Ok(Response::new(v1::RenewReply {
+            nonce: message.nonce,
+            lease_ms: self.controller.timing.lease_ms,
+            term: answer.term,
+            grants: answer.grants.into_iter().map(grant).collect(),
+            controllers: state.controllers.values().map(view::member).collect(),
+            register: answer.register,
+        }))
     }
 }
 

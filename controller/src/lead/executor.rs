@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bellwether_core::answer::Failure;
 use bellwether_core::command::Change;
-use bellwether_core::saga::{Action, Patience, given_up, next_action};
+use bellwether_core::leading::Patience;
+use bellwether_core::saga::{Action, next_action};
 use bellwether_core::state::Runner;
 use bellwether_core::{Attempt, Step, StepEvent, Task};
 use bellwether_failpoint as failpoint;
@@ -14,7 +16,7 @@ use bellwether_types::TaskId;
 use tokio::sync::watch;
 
 use super::Leadership;
-use super::orders::{Failure, Orders};
+use super::orders::Orders;
 use crate::controller::Controller;
 
 /// The pause before an order whose outcome is unknown is given again.
@@ -105,19 +107,13 @@ impl Executor {
             }
             Err(Failure::Unknown(error)) => {
                 tracing::warn!(task = self.id.0, step = task.step.name(), %error, "asking again");
-                match self.give_up(task, error) {
+                let (state, now) = (self.controller.state(), self.controller.clock.now_ms());
+                match self.patience.unanswered(&state, task, error, now) {
                     Some(event) => self.advance(task, event).await,
                     None => tokio::time::sleep(AGAIN).await,
                 }
             }
         }
-    }
-
-    /// What to make of an order that stays without an answer for too long.
-    fn give_up(&mut self, task: &Task, error: String) -> Option<StepEvent> {
-        let now = self.controller.clock.now_ms();
-        let is_over = self.patience.is_over(task.step_no, now);
-        is_over.then(|| given_up(&self.controller.state(), task, error)).flatten()
     }
 
     /// The destination reads the sealed file while the seal is being committed: the guest stands

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bellwether_core::command::Change;
+use bellwether_core::leading::Attention;
 use bellwether_core::reconcile;
 use bellwether_raft::Stopped;
 use bellwether_types::TaskId;
@@ -21,10 +22,6 @@ use crate::controller::Controller;
 
 /// How often the leader looks although nothing has changed: silence is no event.
 const TICK: Duration = Duration::from_millis(100);
-/// The least time between two stalls of its own that a leader excuses.
-const EXCUSE_MS: u64 = 10_000;
-/// A loop that comes round later than this was held up.
-const STALL_MS: u64 = 500;
 
 /// One leadership. The term names it: there is no other leader in this term.
 #[derive(Clone, Copy, Debug)]
@@ -67,9 +64,7 @@ struct Leader {
     executors: JoinSet<TaskId>,
     /// Tasks that have an executor, and which.
     carried: BTreeMap<TaskId, tokio::task::Id>,
-    /// When the loop last came round, and when a stall was last excused.
-    last_round: u64,
-    excused_at: u64,
+    attention: Attention,
     strays: strays::Strays,
 }
 
@@ -80,8 +75,7 @@ impl Leader {
             leadership,
             executors: JoinSet::new(),
             carried: BTreeMap::new(),
-            last_round: leadership.since,
-            excused_at: 0,
+            attention: Attention::new(leadership.since),
             strays: strays::Strays::default(),
         }
     }
@@ -121,23 +115,13 @@ impl Leader {
         let now = self.controller.clock.now_ms();
         let state = self.controller.state();
         let timing = &self.controller.timing;
-        reconcile::plan(&state, &observed, timing, self.leadership.since, now)
-    }
-
-    /// A leader that stood still has heard nobody meanwhile, and that is nobody's fault: silence is
-    /// counted anew. Not twice in a row, or a leader that is always slow would never see a loss.
-    fn notice_own_stall(&mut self) {
-        let now = self.controller.clock.now_ms();
-        let stalled = now.saturating_sub(self.last_round) > STALL_MS;
-        if stalled && now.saturating_sub(self.excused_at) > EXCUSE_MS {
-            tracing::warn!(stood_still_ms = now - self.last_round, "this leader stood still");
-            (self.leadership.since, self.excused_at) = (now, now);
-        }
-        self.last_round = now;
+        reconcile::plan(&state, &observed, timing, self.attention.since(), now)
     }
 
     async fn start_what_is_needed(&mut self) {
-        self.notice_own_stall();
+        if let Some(stood_still_ms) = self.attention.round(self.controller.clock.now_ms()) {
+            tracing::warn!(stood_still_ms, "this leader stood still");
+        }
         for change in self.plan() {
             // Committing takes time in which a silent node may have been heard.
             let silent = matches!(change, Change::NodeUnknown { .. });

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use bellwether_core::answer::{self, Failure, Kind};
 use bellwether_core::observe::Seen;
 use bellwether_core::reconcile::{Stray, strays};
 use bellwether_core::state::{Node, Runner};
@@ -20,15 +21,6 @@ use crate::controller::Controller;
 const SHORT: Duration = Duration::from_secs(15);
 /// Sealing writes all of the guest's memory.
 const SEAL: Duration = Duration::from_secs(600);
-
-/// Why an order has no result that moves the task on by itself.
-#[derive(Debug)]
-pub enum Failure {
-    /// It was not carried out.
-    Refused { error: String, retry: Retry },
-    /// It may have been carried out; it has to be given again.
-    Unknown(String),
-}
 
 pub type Result<T> = std::result::Result<T, Failure>;
 
@@ -346,28 +338,38 @@ fn refused(error: String) -> Failure {
     Failure::Refused { error, retry: Retry::OtherNode }
 }
 
-/// Whether a status says nothing about what happened on the other side.
-fn is_unknown(code: Code) -> bool {
-    matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown)
+/// What the code of a status says (`agent.proto`).
+fn kind(code: Code) -> Kind {
+    match code {
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
+            Kind::Silent
+        }
+        Code::Aborted => Kind::NeverRan,
+        Code::DataLoss | Code::InvalidArgument => Kind::Unfit,
+        _ => Kind::Refused,
+    }
+}
+
+/// The kind of an answer, and its text for people.
+fn read(status: &Status) -> (Kind, String) {
+    let error = status.message();
+    match kind(status.code()) {
+        Kind::Silent => (Kind::Silent, format!("{:?}: {error}", status.code())),
+        kind => (kind, error.to_owned()),
+    }
 }
 
 fn failure(status: Status) -> Failure {
-    let error = status.message().to_owned();
-    match status.code() {
-        code if is_unknown(code) => Failure::Unknown(format!("{code:?}: {error}")),
-        Code::DataLoss | Code::InvalidArgument => Failure::Refused { error, retry: Retry::Never },
-        _ => Failure::Refused { error, retry: Retry::OtherNode },
-    }
+    let (kind, error) = read(&status);
+    answer::failure(kind, error)
 }
 
 /// After an order that lets the guest run, only ABORTED says that it has not run.
 fn uncertain(status: Status) -> Result<StepEvent> {
-    match status.code() {
-        Code::Aborted => Err(refused(status.message().to_owned())),
-        code if is_unknown(code) => Err(failure(status)),
-        _ => {
-            tracing::warn!(%status, "it is not known whether the guest ran");
-            Ok(StepEvent::TimedOut)
-        }
+    let (kind, error) = read(&status);
+    let meaning = answer::uncertain(kind, error);
+    if meaning == Ok(StepEvent::TimedOut) {
+        tracing::warn!(%status, "it is not known whether the guest ran");
     }
+    meaning
 }

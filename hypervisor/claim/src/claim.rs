@@ -10,7 +10,7 @@ use bellwether_types::{Epoch, VmId};
 use uuid::Uuid;
 
 use crate::ofd::{self, Mode};
-use crate::record::{self, ClaimRecord, FILE_LENGTH, SLOT_OFFSETS, Slot};
+use crate::record::{self, ClaimRecord, Denied, FILE_LENGTH, SLOT_OFFSETS, Slot};
 use crate::retry;
 
 /// How often a claim file may vanish under our hands before we give up.
@@ -132,23 +132,18 @@ impl Claim {
 
     /// Whether the record in the file lets us in.
     fn check(&self, ours: &ClaimRecord) -> Result<(), ClaimError> {
-        let stored = self.slot.record;
-        if stored.vm_id != ours.vm_id {
-            let path = self.path.clone();
-            return Err(ClaimError::OtherVm { path, stored: stored.vm_id, ours: ours.vm_id });
-        }
-        let same_epoch = stored.epoch == ours.epoch && stored != *ours;
-        if self.slot.claimed && (stored.epoch > ours.epoch || same_epoch) {
-            let (stored, ours) = (Box::new(stored), Box::new(*ours));
-            return Err(ClaimError::Superseded { path: self.path.clone(), stored, ours });
-        }
-        Ok(())
+        let (path, stored) = (self.path.clone(), self.slot.record);
+        self.slot.admit(ours).map_err(|denied| match denied {
+            Denied::OtherVm => ClaimError::OtherVm { path, stored: stored.vm_id, ours: ours.vm_id },
+            Denied::Superseded => {
+                ClaimError::Superseded { path, stored: Box::new(stored), ours: Box::new(*ours) }
+            }
+        })
     }
 
     /// Writes our record into the slot that does not count, and makes it durable.
     fn write(&mut self, record: ClaimRecord) -> Result<(), ClaimError> {
-        let slot = Slot { serial: self.slot.serial.saturating_add(1), claimed: true, record };
-        let index = 1 - self.slot_index;
+        let (slot, index) = self.slot.succeed(self.slot_index, record);
         let offset = SLOT_OFFSETS[index];
         self.file
             .write_all_at(&slot.encode(), offset)

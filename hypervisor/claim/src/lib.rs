@@ -48,7 +48,7 @@ mod claim;
 mod disk;
 mod mount;
 mod ofd;
-mod record;
+pub mod record;
 mod retry;
 
 pub use claim::{Claim, ClaimError, ClaimView, claim_path};

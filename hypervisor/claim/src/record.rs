@@ -24,14 +24,22 @@ use bellwether_types::{BootId, Epoch, NodeId, VmId};
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
-pub(crate) const SLOT: usize = 512;
+pub const SLOT: usize = 512;
 /// Slots lie on different blocks of the storage.
-pub(crate) const SLOT_OFFSETS: [u64; 2] = [0, 4096];
-pub(crate) const FILE_LENGTH: usize = 4096 + SLOT;
+pub const SLOT_OFFSETS: [u64; 2] = [0, 4096];
+pub const FILE_LENGTH: usize = 4096 + SLOT;
 
 const MAGIC: [u8; 8] = *b"BWCLAIM1";
 const FIELDS: usize = 80;
 const CHECKSUM_AT: usize = SLOT - 8;
+
+/// The record does not let a claim in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Denied {
+    OtherVm,
+    /// It is of a newer epoch, or of another start of the same one.
+    Superseded,
+}
 
 /// Who claims a VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,15 +63,33 @@ impl fmt::Display for ClaimRecord {
 
 /// What is in a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Slot {
-    pub(crate) serial: u64,
+pub struct Slot {
+    pub serial: u64,
     /// False in a file that has been made but in which no claim was ever granted.
-    pub(crate) claimed: bool,
-    pub(crate) record: ClaimRecord,
+    pub claimed: bool,
+    pub record: ClaimRecord,
 }
 
 impl Slot {
-    pub(crate) fn encode(&self) -> [u8; SLOT] {
+    /// Whether the record in the file lets `ours` in.
+    pub fn admit(&self, ours: &ClaimRecord) -> Result<(), Denied> {
+        let stored = &self.record;
+        if stored.vm_id != ours.vm_id {
+            return Err(Denied::OtherVm);
+        }
+        let same_epoch = stored.epoch == ours.epoch && stored != ours;
+        match self.claimed && (stored.epoch > ours.epoch || same_epoch) {
+            true => Err(Denied::Superseded),
+            false => Ok(()),
+        }
+    }
+
+    /// The slot that takes the place of this one, which is at `index`, and where it goes.
+    pub fn succeed(&self, index: usize, record: ClaimRecord) -> (Self, usize) {
+        (Self { serial: self.serial.saturating_add(1), claimed: true, record }, 1 - index)
+    }
+
+    pub fn encode(&self) -> [u8; SLOT] {
         let r = &self.record;
         let (vm_id, boot_id) = (r.vm_id.uuid(), r.boot_id.uuid());
         let fields: [&[u8]; 8] = [
@@ -112,7 +138,7 @@ fn uuid_at(bytes: &[u8], at: usize) -> Option<Uuid> {
 }
 
 /// The slot that counts, and its index; `None` if neither is whole.
-pub(crate) fn current(file: &[u8]) -> Option<(Slot, usize)> {
+pub fn current(file: &[u8]) -> Option<(Slot, usize)> {
     let slot = |index: usize| {
         let start = SLOT_OFFSETS[index] as usize;
         Some((Slot::decode(file.get(start..start + SLOT)?)?, index))
@@ -121,7 +147,7 @@ pub(crate) fn current(file: &[u8]) -> Option<(Slot, usize)> {
 }
 
 /// The bytes of a file in which nobody has claimed anything yet.
-pub(crate) fn unclaimed_file(record: &ClaimRecord) -> Vec<u8> {
+pub fn unclaimed_file(record: &ClaimRecord) -> Vec<u8> {
     let record = ClaimRecord { epoch: Epoch(0), node: NodeId(0), nonce: 0, ..*record };
     let mut file = vec![0; FILE_LENGTH];
     for (serial, offset) in SLOT_OFFSETS.into_iter().enumerate() {

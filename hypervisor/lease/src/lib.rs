@@ -19,7 +19,10 @@
 //! Epoch 0 with deadline 0 is the page before the first grant. Deadlines are CLOCK_BOOTTIME
 //! nanoseconds, so they mean nothing after a reboot: keep the file where a reboot removes it.
 
+mod judge;
 mod page;
+
+pub use judge::{Arbiter, Grant, Verdict, grant, judge};
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -112,14 +115,14 @@ impl LeasePage {
     pub fn grant(&self, epoch: u64, deadline_ns: u64) -> Result<LeaseView, LeaseError> {
         let _one_at_a_time = self.granting.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.read()?;
-        if epoch < current.epoch {
-            let (current, path) = (current.epoch, self.path.clone());
-            return Err(LeaseError::OlderEpoch { path, current, asked: epoch });
-        }
-        if epoch == current.epoch && deadline_ns <= current.deadline_ns {
-            return Ok(current);
-        }
-        let view = LeaseView { epoch, deadline_ns };
+        let view = match grant(current, epoch, deadline_ns) {
+            Grant::Write(view) => view,
+            Grant::Keep => return Ok(current),
+            Grant::OlderEpoch => {
+                let (current, path) = (current.epoch, self.path.clone());
+                return Err(LeaseError::OlderEpoch { path, current, asked: epoch });
+            }
+        };
         if !self.page.write(view) {
             let source = io::ErrorKind::PermissionDenied.into();
             return Err(LeaseError::Io { operation: "write", path: self.path.clone(), source });

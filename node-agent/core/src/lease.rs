@@ -28,6 +28,16 @@ use bellwether_types::BootId;
 /// it can only be a mistake and would defeat the waiting formulas.
 pub const LEASE_MS_MAX: u64 = 60_000;
 
+/// A contact is recent for this many leases, and for no less than [`CONTACT_NS_MIN`].
+const CONTACT_LEASES: u64 = 10;
+const CONTACT_NS_MIN: u64 = 30_000_000_000;
+
+/// Whether the last registration or renewal of this boot was recent enough to start a guest.
+pub fn is_recent(last_contact: Option<Stamp>, now: Stamp, lease_ms: u64) -> bool {
+    let recent_ns = lease_ms.saturating_mul(CONTACT_LEASES * 1_000_000).max(CONTACT_NS_MIN);
+    last_contact.is_some_and(|at| now.since(&at) < recent_ns)
+}
+
 /// One reading of both clocks, nanoseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Stamp {

@@ -3,12 +3,16 @@
 //! Nothing here does I/O or reads a clock: an order, an answer or a clock reading goes in, a
 //! decision comes out, and the shell (`bellwether-agent`) carries it out.
 //!
+//! - [`adoption`]: which of two incarnations a new agent keeps.
+//! - [`durability`]: what has to be on the disk before what.
 //! - [`machine`]: which orders about one VM are admitted, and what they do.
 //! - [`lease`]: until when this node may run VMs.
 //! - [`observe`]: what is told to the controllers about a VM.
 //! - [`rotation`]: which controller to ask next, and when.
 #![forbid(unsafe_code)]
 
+pub mod adoption;
+pub mod durability;
 pub mod incarnation;
 pub mod lease;
 pub mod machine;
@@ -17,12 +21,14 @@ pub mod order;
 pub mod refusal;
 pub mod rotation;
 
+pub use adoption::Leftover;
+pub use durability::{Saved, Terms};
 pub use incarnation::{Incarnation, Phase, VmmSight, VmmState};
-pub use lease::{Lease, LeaseAnswer, LeaseRequest, LeaseState, Stamp};
+pub use lease::{Lease, LeaseAnswer, LeaseRequest, LeaseState, Stamp, is_recent};
 pub use machine::{Durable, Machine, Released, Standing};
 pub use observe::{Observation, observe};
 pub use order::{
     Action, ActivateTimings, Answer, Order, Outcome, SaveTimings, SealedState, Stamped,
 };
-pub use refusal::Refusal;
+pub use refusal::{Refusal, RefusalKind};
 pub use rotation::Rotation;

@@ -68,3 +68,25 @@ pub enum Refusal {
     )]
     NotRegistered { vm: VmId, order: &'static str, epoch: Epoch },
 }
+
+/// What a refusal means for whoever gave the order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum RefusalKind {
+    /// The guest has not run under the order's epoch, and never will.
+    NeverRan,
+    /// It passes by itself: the order is to be given again.
+    Passing,
+    Lasting,
+}
+
+impl Refusal {
+    pub fn kind(&self) -> RefusalKind {
+        match self {
+            Self::NeverRan { .. } => RefusalKind::NeverRan,
+            Self::Uncertain { .. } | Self::NoLease { .. } | Self::NotRegistered { .. } => {
+                RefusalKind::Passing
+            }
+            _ => RefusalKind::Lasting,
+        }
+    }
+}

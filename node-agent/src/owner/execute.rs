@@ -101,7 +101,7 @@ impl Owner {
         // Persist before send: a later agent must know that the guest may have run, and which file
         // may be loaded.
         if let Err(error) = self.save_record()
-            && matches!(action, Action::Start | Action::ClaimBack | Action::Load)
+            && action.needs_record()
         {
             let text = format!("{error}; the VMM was not asked for anything, ask again");
             return Err(Failure::failed(Status::unavailable(text)));

@@ -26,8 +26,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bellwether_agent_core::{
-    Action, Answer, Durable, Machine, Observation, Outcome, Phase, Refusal, Stamped, VmmSight,
-    VmmState, observe,
+    Action, Answer, Durable, Machine, Observation, Outcome, Phase, Refusal, RefusalKind, Saved,
+    Stamped, VmmSight, VmmState, observe,
 };
 use bellwether_proto::v1;
 use bellwether_types::{StateFileRef, VmId, VmState};
@@ -96,7 +96,7 @@ pub struct Owner {
     vm: VmId,
     machine: Machine,
     /// What of the machine is on the disk.
-    saved: Durable,
+    saved: Saved,
     body: Option<Body>,
     sight: Option<VmmSight>,
     /// Status calls in a row that had no answer.
@@ -118,7 +118,8 @@ impl Owner {
         releases: watch::Receiver<LastRelease>,
     ) -> Self {
         let machine = Machine::new(vm, durable.clone());
-        Self { node, vm, machine, saved: durable, body: None, sight: None, silence: 0, releases }
+        let saved = Saved::new(durable);
+        Self { node, vm, machine, saved, body: None, sight: None, silence: 0, releases }
     }
 
     /// Serves until the registry is gone.
@@ -171,9 +172,7 @@ impl Owner {
         let standing = self.node.desk.standing(self.node.terms.highest());
         let admitted = self.machine.admit(&command.stamped, standing);
         let action = admitted.map_err(refuse)?;
-        // A release raises the floor too, but makes it durable only before it answers: somebody
-        // may be waiting for the locks that the VMM lets go, and the sync takes milliseconds.
-        if action != Action::Release
+        if self.saved.is_due_before(self.machine.durable(), &action)
             && let Err(status) = self.save_floor()
         {
             // Nothing was done yet, and without the floor nothing may be.
@@ -242,15 +241,14 @@ impl Owner {
 
     fn save_floor(&mut self) -> Result<(), Status> {
         let durable = self.machine.durable();
-        // A raised term alone is durable already, for the whole node.
-        if *durable == (Durable { term: durable.term, ..self.saved.clone() }) {
+        if !self.saved.is_due(durable) {
             return Ok(());
         }
         self.node.runtime.save_floor(self.vm, durable).map_err(|error| {
             tracing::error!(vm_id = %self.vm, %error, "cannot make the released epoch durable");
             Status::unavailable(format!("{error}; the release is not complete, ask again"))
         })?;
-        self.saved = durable.clone();
+        self.saved.note(durable);
         Ok(())
     }
 
@@ -341,13 +339,10 @@ impl Owner {
 
 /// A refusal under the code that tells the controller what to make of it.
 pub fn refuse(refusal: Refusal) -> Status {
-    let code = match refusal {
-        Refusal::NeverRan { .. } => Code::Aborted,
-        // These pass by themselves: the order is to be given again.
-        Refusal::Uncertain { .. } | Refusal::NoLease { .. } | Refusal::NotRegistered { .. } => {
-            Code::Unavailable
-        }
-        _ => Code::FailedPrecondition,
+    let code = match refusal.kind() {
+        RefusalKind::NeverRan => Code::Aborted,
+        RefusalKind::Passing => Code::Unavailable,
+        RefusalKind::Lasting => Code::FailedPrecondition,
     };
     Status::new(code, refusal.to_string())
 }

@@ -1,7 +1,7 @@
 //! Tests of the core against a model of nodes, storage and faults.
 
 mod formats;
-mod model;
+pub mod model;
 mod random;
 mod rules;
 mod scenarios;

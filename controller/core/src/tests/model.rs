@@ -12,8 +12,9 @@ use bellwether_types::{
 use uuid::Uuid;
 
 use crate::command::{Change, Command, Registration};
+use crate::leading::Patience;
 use crate::observe::{NodeReport, VmReport};
-use crate::saga::{Action, Patience, given_up, next_action};
+use crate::saga::{Action, next_action};
 use crate::state::Member;
 use crate::task::{Measures, Retry, TaskRequest};
 use crate::{Attempt, Observed, Outcome, Place, State, StepEvent, TaskKind, Timing, reconcile};
@@ -252,7 +253,7 @@ impl Model {
         let event = match action {
             Action::Wait { .. } => return false,
             Action::Advance(event) => Some(event),
-            action => self.order(vm, action, fate).or_else(|| self.lose_patience(id, step_no)),
+            action => self.order(vm, action, fate).or_else(|| self.lose_patience(id)),
         };
         let moved = event.is_some();
         if let Some(event) = event {
@@ -263,10 +264,9 @@ impl Model {
     }
 
     /// What the executor makes of an order without an answer.
-    fn lose_patience(&mut self, id: TaskId, step_no: u32) -> Option<StepEvent> {
-        let is_over = self.patience.entry(id).or_default().is_over(step_no, self.now);
-        let task = &self.state.tasks[&id];
-        is_over.then(|| given_up(&self.state, task, "no answer".into())).flatten()
+    fn lose_patience(&mut self, id: TaskId) -> Option<StepEvent> {
+        let (patience, task) = (self.patience.entry(id).or_default(), &self.state.tasks[&id]);
+        patience.unanswered(&self.state, task, "no answer".into(), self.now)
     }
 
     fn order(&mut self, vm: VmId, action: Action, fate: Fate) -> Option<StepEvent> {
