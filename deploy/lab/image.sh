@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes what a host of the lab boots from, out of Debian's packages and nothing else:
 #
-#   image.sh OUT    ->  OUT/vmlinuz, OUT/initrd, OUT/root.ext4
+#   image.sh OUT    ->  OUT/vmlinux, OUT/initrd, OUT/root.ext4
 #
 # Needs no root, no loop device, no chroot: packages are unpacked and not configured (what their
 # scripts would have done is below), and the file system is made from a directory.
@@ -60,7 +60,15 @@ needed_modules() {
 drop_what_no_host_needs() {
     rm -rf "$tree"/usr/share/{doc,man,locale,perl,perl5,bash-completion,zsh,python3,lintian,info,bug} \
         "$tree"/usr/lib/{python3*,x86_64-linux-gnu/{perl,perl-base,perl5,gconv}} \
+        "$tree"/usr/lib/tmpfiles.d/{[!sv]*,systemd-[!t]*} \
         "$tree"/var/{cache,lib/{apt,dpkg}} "$tree"/boot "$tree"/etc/{rc?.d,cron.*,init.d}
+}
+
+# Each program that runs at a boot costs a tenth of a second under emulation, so only the generator
+# that reads fstab is left.
+drop_generators() {
+    find "$tree"/lib/systemd/{system-generators,system-environment-generators} -type f \
+        ! -name systemd-fstab-generator -delete
 }
 
 # What the packages' scripts would have done.
@@ -87,6 +95,19 @@ make_root() {
         "$work/root.ext4" "$(($(du -sm "$tree" | cut -f1) * 12 / 10 + 32))M"
 }
 
+# The kernel would unpack itself in four seconds of emulation; QEMU starts one that is unpacked.
+unpack_kernel() {
+    local packed=$tree/boot/vmlinuz-$version at
+    for at in $(LC_ALL=C grep -abo $'\xfd7zXZ' "$packed" | cut -d: -f1); do
+        tail -c "+$((at + 1))" "$packed" | xz -dc >"$work/vmlinux" 2>/dev/null || true
+        if [ "$(head -c 4 "$work/vmlinux")" = $'\x7fELF' ]; then
+            return
+        fi
+    done
+    echo "the kernel is not packed with xz any more: adapt unpack_kernel" >&2
+    exit 1
+}
+
 make_initrd() {
     local initrd=$work/initrd
     mkdir -p "$initrd"/{bin,modules,proc,sys,dev,base,layer,upper,root}
@@ -104,11 +125,12 @@ make_initrd() {
 
 unpack_packages
 keep_needed_modules
-cp "$tree/boot/vmlinuz-$version" "$work/vmlinuz"
+unpack_kernel
 make_initrd
 drop_what_no_host_needs
+drop_generators
 configure
 make_root
-mv "$work/vmlinuz" "$out/vmlinuz"
+mv "$work/vmlinux" "$out/vmlinux"
 mv "$work/initrd.cpio" "$out/initrd"
 mv "$work/root.ext4" "$out/root.ext4"
