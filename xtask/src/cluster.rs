@@ -81,7 +81,7 @@ const PROGRAM_PACKAGES: [&str; 5] = [
     "bellwether-cluster-tests",
 ];
 
-fn target_dir(debug: bool) -> std::path::PathBuf {
+pub fn target_dir(debug: bool) -> std::path::PathBuf {
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into);
     target.join(if debug { "debug" } else { "release" })

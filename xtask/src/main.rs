@@ -6,6 +6,7 @@
 mod check_deps;
 mod cluster;
 mod command;
+mod package;
 mod setup;
 mod source;
 mod verify;
@@ -24,6 +25,7 @@ Commands:
   test        Set up, build, and run all tests
   verify      What CI runs: formatting, lints, dependency rules, licences, then all tests
   bench       Measurements, e.g. `cargo xtask bench migrate`
+  package     Make the Debian packages that users install
   check-deps  Check which crate may use what, and where unsafe code may be
   setup       Install what is missing on this machine
 
@@ -52,6 +54,7 @@ fn run(arguments: &[String]) -> Result<()> {
         "test" => verify::test(&rest),
         "verify" => verify::verify(&rest),
         "check-deps" => check_deps::run(&rest),
+        "package" => package::run_command(&rest),
         "setup" => setup::run(&rest),
         "help" | "-h" | "--help" => {
             println!("{HELP}");

@@ -1,0 +1,21 @@
+//! The lab: a cluster of real hosts on one machine. Each host is a machine under software
+//! emulation with Debian's kernel and KVM, so that power is cut, hosts freeze and cables are
+//! pulled in earnest, and no privileges, no KVM and no devices of this machine are needed.
+//!
+//! ```text
+//! lab process                                   a host (QEMU)
+//!   timeline  <------- console, log ----------  kernel, journald
+//!   channel   <------- control channel ------>  lab agent: runs programs, follows guests
+//!   fabric    <------- a cable per network -->  management, storage, guests
+//!   machine   -------- power, freeze -------->  the process itself
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod channel;
+pub mod cluster;
+pub mod fabric;
+pub mod lab;
+pub mod machine;
+pub mod timeline;
+pub mod watch;
+pub mod wire;
