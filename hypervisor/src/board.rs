@@ -11,6 +11,7 @@ use crate::gate::Hold;
 use crate::lease::LeaseGuard;
 use crate::lifecycle::Phase;
 use crate::machine::Machine;
+use crate::precopy::Watched;
 use crate::snapshot::SaveTimes;
 
 /// A sealed file as the API names it.
@@ -34,6 +35,8 @@ pub struct View {
     pub machine: Option<Arc<Machine>>,
     pub lease: Option<Arc<LeaseGuard>>,
     pub memory: Option<Arc<LazyRestore>>,
+    /// The last pre-copy, under way or ended.
+    pub pre_copy: Option<Arc<Watched>>,
 }
 
 impl View {
@@ -84,6 +87,7 @@ impl Default for Board {
             machine: None,
             lease: None,
             memory: None,
+            pre_copy: None,
         }))
     }
 }

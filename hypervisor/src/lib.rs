@@ -30,6 +30,7 @@ pub mod lease;
 pub mod lifecycle;
 pub mod locks;
 pub mod machine;
+pub mod precopy;
 pub mod snapshot;
 pub mod vcpus;
 

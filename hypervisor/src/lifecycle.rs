@@ -37,6 +37,7 @@ pub enum Verb {
     Pause,
     Resume,
     Save,
+    PreCopy,
     Shutdown,
     Stop,
 }
@@ -57,7 +58,7 @@ pub fn next(phase: Phase, verb: Verb) -> Result<Phase, Refused> {
         (Created | Loaded, V::Lock) => phase,
         (Created, V::Load) => Loaded,
         (Created | Loaded | Sealed, V::Start) => Running,
-        (Running, V::Pause | V::Resume | V::Shutdown) => Running,
+        (Running, V::Pause | V::Resume | V::PreCopy | V::Shutdown) => Running,
         (Running, V::Save) => Sealed,
         // Asked again, it answers again.
         (Sealed, V::Save) => Sealed,
@@ -72,7 +73,9 @@ fn hint(verb: Verb) -> &'static str {
         Verb::Lock => "lock after create and before start",
         Verb::Load => "load right after create, into a machine that has not run",
         Verb::Start => "start after create or load, or to claim a sealed VM back",
-        Verb::Pause | Verb::Resume | Verb::Save | Verb::Shutdown => "start the VM first",
+        Verb::Pause | Verb::Resume | Verb::Save | Verb::PreCopy | Verb::Shutdown => {
+            "start the VM first"
+        }
         Verb::Stop => "",
     }
 }
@@ -92,8 +95,10 @@ impl fmt::Display for Phase {
 
 impl fmt::Display for Verb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = format!("{self:?}").to_lowercase();
-        f.write_str(&name)
+        match self {
+            Self::PreCopy => f.write_str("pre-copy"),
+            other => f.write_str(&format!("{other:?}").to_lowercase()),
+        }
     }
 }
 
@@ -102,7 +107,7 @@ mod tests {
     use super::*;
     use Phase::*;
 
-    const VERBS: [Verb; 9] = [
+    const VERBS: [Verb; 10] = [
         Verb::Create,
         Verb::Lock,
         Verb::Load,
@@ -110,6 +115,7 @@ mod tests {
         Verb::Pause,
         Verb::Resume,
         Verb::Save,
+        Verb::PreCopy,
         Verb::Shutdown,
         Verb::Stop,
     ];
@@ -125,7 +131,7 @@ mod tests {
         assert_eq!(allowed(Loaded), [Verb::Lock, Verb::Start, Verb::Stop]);
         assert_eq!(
             allowed(Running),
-            [Verb::Pause, Verb::Resume, Verb::Save, Verb::Shutdown, Verb::Stop]
+            [Verb::Pause, Verb::Resume, Verb::Save, Verb::PreCopy, Verb::Shutdown, Verb::Stop]
         );
         assert_eq!(allowed(Sealed), [Verb::Start, Verb::Save, Verb::Stop]);
         assert_eq!(allowed(Exited), [Verb::Stop]);

@@ -208,6 +208,19 @@ impl Vmm for StandIn {
         Ok(Response::new(status))
     }
 
+    type PreCopyStream = Pin<Box<dyn Stream<Item = Result<v1::PreCopyProgress, Status>> + Send>>;
+
+    async fn pre_copy(&self, _: Request<v1::PreCopyRequest>) -> Answered<Self::PreCopyStream> {
+        Err(Status::unimplemented("the stand-in has no memory to copy"))
+    }
+
+    async fn abort_pre_copy(
+        &self,
+        _: Request<v1::AbortPreCopyRequest>,
+    ) -> Answered<v1::VmmStatus> {
+        Ok(Response::new(self.lock().status()))
+    }
+
     type ConsoleStream = Pin<Box<dyn Stream<Item = Result<v1::ConsoleOutput, Status>> + Send>>;
 
     async fn console(

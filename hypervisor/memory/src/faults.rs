@@ -55,7 +55,7 @@ fn serve_one(loader: &Loader, fd: &Userfaultfd, address: usize, buffer: &mut Ali
         return fail(loader, "locating a page fault", source);
     };
     let present =
-        loader.file.chunk(chunk).is_some_and(|e| e.present >> (offset / PAGE_SIZE) & 1 == 1);
+        loader.file.present(chunk).is_some_and(|pages| pages >> (offset / PAGE_SIZE) & 1 == 1);
     if !present {
         loader.faults_zero.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = fd.zero_page(page) {

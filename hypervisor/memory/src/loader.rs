@@ -86,11 +86,11 @@ impl Loader {
     ) -> io::Result<Self> {
         let count = file.layout().chunk_count();
         let (mut chunks, mut remaining, mut pages) = (Vec::with_capacity(count as usize), 0, 0);
-        for entry in (0..count).filter_map(|chunk| file.chunk(chunk)) {
-            let empty = entry.present == 0;
+        for present in (0..count).filter_map(|chunk| file.present(chunk)) {
+            let empty = present == 0;
             chunks.push(AtomicU8::new(if empty { LOADED } else { UNTOUCHED }));
             remaining += u64::from(!empty);
-            pages += entry.page_count();
+            pages += u64::from(present.count_ones());
         }
         let pace = bytes_per_s.map(|rate| Pace {
             started: Instant::now(),
@@ -215,7 +215,7 @@ impl Loader {
         let missing = || io::Error::from(io::ErrorKind::NotFound);
         let place = self.file.layout().place(chunk).ok_or_else(missing)?;
         let host = self.ram.host_address(place.region).ok_or_else(missing)?;
-        let present = self.file.chunk(chunk).ok_or_else(missing)?.present;
+        let present = self.file.present(chunk).ok_or_else(missing)?;
         let mut placed = 0;
         for (first, count) in chunk::runs(present) {
             let (from, length) = (first * PAGE_SIZE as usize, count * PAGE_SIZE as usize);

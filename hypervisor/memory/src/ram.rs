@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -10,12 +10,12 @@ use bellwether_statefile::MemoryRegion;
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion, mmap::MmapRegionError,
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
+    mmap::MmapRegionError,
 };
 
-/// Who notes the pages that the VMM itself writes. `AtomicBitmap` comes with pre-copy; until then
-/// nobody asks.
-pub type DirtyBitmap = ();
+use crate::dirty::DirtyBitmap;
+
 /// Guest memory as devices see it.
 pub type GuestMemory = GuestMemoryMmap<DirtyBitmap>;
 type GuestRegion = GuestRegionMmap<DirtyBitmap>;
@@ -163,6 +163,25 @@ impl GuestRam {
         }
     }
 
+    /// Copies guest memory that may change meanwhile. It is read through the memfd: a hole is zero
+    /// and stays a hole, and no page of ours has to be mapped first.
+    pub(crate) fn copy_out(
+        &self,
+        region: usize,
+        offset: u64,
+        bytes: &mut [u8],
+    ) -> Result<(), RamError> {
+        let at = self.regions[region].file_offset + offset;
+        self.memfd.read_exact_at(bytes, at).map_err(self.io_error("copying"))
+    }
+
+    /// The words of a region that say which pages the VMM itself has written; they are zero
+    /// afterwards.
+    pub(crate) fn take_own_writes(&self, region: usize) -> Vec<u64> {
+        let region = self.memory.iter().nth(region);
+        region.map_or_else(Vec::new, |region| region.bitmap().get_and_reset())
+    }
+
     /// Guest memory as a slice.
     ///
     /// # Safety
@@ -248,7 +267,7 @@ fn map_region(
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{Bytes, GuestMemoryBackend};
+    use vm_memory::Bytes;
 
     use super::*;
 

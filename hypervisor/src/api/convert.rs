@@ -7,6 +7,7 @@ use bellwether_proto::v1;
 use bellwether_types::{BootId, NodeId, VmSpec};
 use tonic::Status;
 
+use super::pre_copy;
 use crate::board::{Sealed, View};
 use crate::driver::{Activated, CreateConfig, Kind, VmmError};
 use crate::lease::Arbiter;
@@ -89,6 +90,7 @@ pub fn to_status(view: &View) -> v1::VmmStatus {
             file: Some((&sealed.file).into()),
             timings: Some(to_timings(sealed)),
         }),
+        pre_copy: view.pre_copy.as_ref().map(|watched| pre_copy::to_progress(&watched.now())),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod console;
 mod convert;
+mod pre_copy;
 mod service;
 mod socket;
 

@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use bellwether_proto::v1::vmm_server::Vmm;
 use bellwether_proto::v1::{
-    ConsoleInput, ConsoleOutput, CreateRequest, LoadReply, LoadRequest, LockRequest, PauseRequest,
-    ResumeRequest, SaveReply, SaveRequest, ShutdownRequest, StartReply, StartRequest,
-    StatusRequest, StopReply, StopRequest, VmmStatus,
+    AbortPreCopyRequest, ConsoleInput, ConsoleOutput, CreateRequest, LoadReply, LoadRequest,
+    LockRequest, PauseRequest, PreCopyProgress, PreCopyRequest, ResumeRequest, SaveReply,
+    SaveRequest, ShutdownRequest, StartReply, StartRequest, StatusRequest, StopReply, StopRequest,
+    VmmStatus,
 };
 use bellwether_types::StateFileRef;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{console, convert};
+use super::{console, convert, pre_copy};
 use crate::devices::serial::Serial;
 use crate::driver::{Command, Handle, Reply};
 
@@ -125,6 +126,29 @@ impl Vmm for Service {
 
     async fn shutdown(&self, _: Request<ShutdownRequest>) -> Result<Response<VmmStatus>, Status> {
         self.ask_status(Command::Shutdown).await
+    }
+
+    type PreCopyStream = ReceiverStream<Result<PreCopyProgress, Status>>;
+
+    async fn pre_copy(
+        &self,
+        request: Request<PreCopyRequest>,
+    ) -> Result<Response<Self::PreCopyStream>, Status> {
+        let request = request.into_inner();
+        let with_pieces = request.tell_pieces;
+        let options = pre_copy::to_options(request)?;
+        let watched = self.ask(|reply| Command::PreCopy(options, reply)).await?;
+        let (to, output) = mpsc::channel(pre_copy::QUEUE);
+        // Ends with its stream.
+        tokio::spawn(pre_copy::send_progress(watched, with_pieces, to));
+        Ok(Response::new(ReceiverStream::new(output)))
+    }
+
+    async fn abort_pre_copy(
+        &self,
+        _: Request<AbortPreCopyRequest>,
+    ) -> Result<Response<VmmStatus>, Status> {
+        self.ask_status(Command::AbortPreCopy).await
     }
 
     type ConsoleStream = ReceiverStream<Result<ConsoleOutput, Status>>;

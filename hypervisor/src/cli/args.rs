@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use super::disk::{DiskArg, MemoryMib, SerialArg};
 
@@ -159,7 +159,28 @@ pub struct SaveArgs {
     /// The directory to save into, as <vm>.<epoch>.<generation>.state
     #[arg(long, value_name = "DIR")]
     pub directory: Option<PathBuf>,
+    /// Write memory while the guest runs, and stop it only for what changed last; progress goes to
+    /// standard error.
+    #[arg(long)]
+    pub precopy: bool,
+    /// How long the guest may stand still, milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 50, requires = "precopy")]
+    pub downtime_ms: u32,
+    /// When the guest dirties memory faster than the storage takes it: `finish` with the longer
+    /// outage that is predicted, or `give-up` and let the guest run.
+    #[arg(long, value_name = "WHAT", default_value = "finish", requires = "precopy")]
+    pub if_stuck: IfStuck,
+    /// The most to write a second while the guest runs, MiB.
+    #[arg(long, value_name = "MIB", requires = "precopy")]
+    pub rate_mib_s: Option<u64>,
     /// Stop the VMM after the save, so that the VM can be restored elsewhere.
     #[arg(long)]
     pub stop: bool,
+}
+
+/// What to do when a pre-copy cannot converge.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfStuck {
+    Finish,
+    GiveUp,
 }

@@ -7,15 +7,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use bellwether_proto::v1::vmm_client::VmmClient;
 use bellwether_proto::v1::{
-    ConsoleInput, PauseRequest, ResumeRequest, SaveReply, SaveRequest, ShutdownRequest,
-    StartRequest, StatusRequest, StopRequest, VmmStatus,
+    ConsoleInput, PauseRequest, PreCopyProgress, PreCopyRequest, ResumeRequest, SaveReply,
+    SaveRequest, ShutdownRequest, StartRequest, StatusRequest, StopRequest, VmmStatus,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use super::args::{ClientCommand, SaveArgs};
+use super::args::{ClientCommand, IfStuck, SaveArgs};
 use crate::api;
 
 pub fn call(command: ClientCommand) -> Result<()> {
@@ -95,14 +95,19 @@ async fn save(args: SaveArgs) -> Result<()> {
     };
     let mut client = client(&args.socket.api_socket).await?;
     let generation = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64;
-    let request = SaveRequest { directory: directory.display().to_string(), generation };
+    let directory = directory.display().to_string();
+    let pre_copy = match args.precopy {
+        true => Some(pre_copy(&mut client, &args, &directory, generation).await?),
+        false => None,
+    };
+    let request = SaveRequest { directory, generation };
     let mut reply = client.save(request).await.map_err(explain)?.into_inner();
     if let (Some(target), Some(file)) = (target, &mut reply.file) {
         std::fs::rename(&file.path, &target)
             .with_context(|| format!("rename {} to {}", file.path, target.display()))?;
         file.path = target.display().to_string();
     }
-    print_saved(&reply)?;
+    print_saved(&reply, pre_copy.as_ref())?;
     if args.stop { stop(client).await } else { Ok(()) }
 }
 
@@ -151,7 +156,55 @@ fn print_status(status: &VmmStatus) -> Result<()> {
     }))
 }
 
-fn print_saved(reply: &SaveReply) -> Result<()> {
+/// Starts a pre-copy, shows its progress, and returns when it is ready.
+async fn pre_copy(
+    client: &mut VmmClient<Channel>,
+    args: &SaveArgs,
+    directory: &str,
+    generation: u64,
+) -> Result<PreCopyProgress> {
+    let request = PreCopyRequest {
+        directory: directory.to_owned(),
+        generation,
+        downtime_ms: args.downtime_ms,
+        finish_anyway: args.if_stuck == IfStuck::Finish,
+        rate_bytes_per_s: args.rate_mib_s.map_or(0, |rate| rate << 20),
+        ..Default::default()
+    };
+    let mut stream = client.pre_copy(request).await.map_err(explain)?.into_inner();
+    while let Some(progress) = stream.message().await.map_err(explain)? {
+        show_progress(&progress)?;
+        match progress.phase.as_str() {
+            "ready" => return Ok(progress),
+            "ended" => bail!("{}", progress.reason),
+            "saving" => bail!("somebody else saves this VM"),
+            _ => {}
+        }
+    }
+    bail!("the VMM is ending")
+}
+
+fn show_progress(progress: &PreCopyProgress) -> Result<()> {
+    let mib = |bytes: u64| bytes >> 20;
+    // Before the end of the first round nothing has been measured.
+    if progress.bandwidth_bytes_per_s == 0 {
+        return Ok(());
+    }
+    writeln!(
+        std::io::stderr(),
+        "{} round {}: {} MiB written, {} MiB left, dirtied {} MiB/s, written {} MiB/s, outage now {} ms",
+        progress.phase,
+        progress.round,
+        mib(progress.bytes_written),
+        mib(progress.residue_bytes),
+        mib(progress.dirty_bytes_per_s),
+        mib(progress.bandwidth_bytes_per_s),
+        progress.outage_us.div_ceil(1000),
+    )?;
+    Ok(())
+}
+
+fn print_saved(reply: &SaveReply, pre_copy: Option<&PreCopyProgress>) -> Result<()> {
     let (file, timings) =
         (reply.file.clone().unwrap_or_default(), reply.timings.unwrap_or_default());
     print_json(&json!({
@@ -163,6 +216,16 @@ fn print_saved(reply: &SaveReply) -> Result<()> {
         "stop_us": timings.stop_us,
         "save_us": timings.save_us,
         "seal_us": timings.seal_us,
+        "pre_copy": pre_copy.map(|progress| json!({
+            "converged": progress.converged,
+            "rounds": progress.round,
+            "bytes_written": progress.bytes_written,
+            "residue_bytes": progress.residue_bytes,
+            "dirty_bytes_per_s": progress.dirty_bytes_per_s,
+            "bandwidth_bytes_per_s": progress.bandwidth_bytes_per_s,
+            "predicted_outage_us": progress.outage_us,
+            "elapsed_us": progress.elapsed_us,
+        })),
     }))
 }
 

@@ -1,6 +1,7 @@
 //! What the driver is asked.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bellwether_memory::LazyEvent;
@@ -12,6 +13,7 @@ use crate::board::Sealed;
 use crate::kvm::GuestEnd;
 use crate::lease::Arbiter;
 use crate::machine::SerialOutput;
+use crate::precopy::{Options, Watched};
 
 /// Everything that a machine is built from.
 #[derive(Clone, Debug)]
@@ -79,6 +81,11 @@ pub enum Command {
         generation: u64,
         reply: Reply<Sealed>,
     },
+    /// Answers when it has started, with where to watch it.
+    PreCopy(Options, Reply<Arc<Watched>>),
+    AbortPreCopy(Reply<()>),
+    /// A pre-copy has ended by itself.
+    PreCopyEnded,
     Shutdown(Reply<()>),
     /// Answers with the reason, after the locks are released.
     Stop(Reply<String>),

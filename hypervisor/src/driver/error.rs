@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use bellwether_claim::ClaimError;
 use bellwether_lease::LeaseError;
-use bellwether_memory::SaveError as MemoryError;
+use bellwether_memory::{PreCopyError, SaveError as MemoryError};
 use bellwether_statefile::StateFileError;
 
 use crate::boot::BootError;
@@ -13,6 +13,7 @@ use crate::devices::block::DiskError;
 use crate::lifecycle::Refused;
 use crate::locks::LockError;
 use crate::machine::MachineError;
+use crate::precopy::JobError;
 use crate::snapshot::{LoadError, SaveError};
 
 /// Stable kinds; the API maps each to one status.
@@ -67,6 +68,8 @@ pub enum VmmError {
     Load(#[from] LoadError),
     #[error(transparent)]
     Save(#[from] SaveError),
+    #[error(transparent)]
+    PreCopy(#[from] JobError),
     #[error("{what}: {source}")]
     Host { what: &'static str, source: io::Error },
 }
@@ -89,6 +92,7 @@ impl VmmError {
             Self::Load(LoadError::Shape { .. } | LoadError::Processor { .. }) => Kind::Precondition,
             Self::Load(_) => Kind::Internal,
             Self::Save(error) => save_kind(error),
+            Self::PreCopy(error) => pre_copy_kind(error),
             Self::Host { source, .. } => io_kind(source),
         }
     }
@@ -137,9 +141,22 @@ fn file_kind(error: &StateFileError) -> Kind {
 
 fn save_kind(error: &SaveError) -> Kind {
     match error {
-        SaveError::File(error) | SaveError::Memory(MemoryError::File(error)) => file_kind(error),
+        SaveError::File(error)
+        | SaveError::Memory(MemoryError::File(error))
+        | SaveError::Residue(PreCopyError::File(error)) => file_kind(error),
         SaveError::Sync { source, .. } => io_kind(source),
         SaveError::GuestEnded => Kind::Precondition,
         _ => Kind::Internal,
+    }
+}
+
+fn pre_copy_kind(error: &JobError) -> Kind {
+    match error {
+        JobError::File(error) | JobError::Copy(PreCopyError::File(error)) => file_kind(error),
+        JobError::Create(error) => save_kind(error),
+        JobError::Log(source) | JobError::Thread(source) => io_kind(source),
+        JobError::CannotConverge { .. } | JobError::NoSave => Kind::Precondition,
+        JobError::Aborted => Kind::Aborted,
+        JobError::Copy(_) | JobError::Kvm(_) => Kind::Internal,
     }
 }

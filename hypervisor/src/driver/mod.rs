@@ -6,6 +6,7 @@
 
 mod command;
 mod error;
+mod precopy;
 mod run;
 mod save;
 mod stop;
@@ -23,11 +24,13 @@ use bellwether_memory::LazyEvent;
 use crate::board::Board;
 use crate::gate::Hold;
 use crate::kvm::GuestEnd;
+use crate::kvm::dirty::KvmDirtyLog;
 use crate::kvm::platform::PlatformStateV1;
 use crate::lease::LeaseGuard;
 use crate::lifecycle::{self, Phase, Verb};
 use crate::locks::{Claimant, Locks};
 use crate::machine::Machine;
+use crate::precopy::Job;
 
 /// The state that only the driver has.
 pub struct Driver {
@@ -44,6 +47,10 @@ pub struct Driver {
     loaded: Option<PlatformStateV1>,
     /// The file that memory comes from.
     source: Source,
+    /// A pre-copy under way.
+    job: Option<Job>,
+    /// The dirty log of a save that has just ended: switched off after its answer is out.
+    spent_log: Option<KvmDirtyLog>,
     /// A load that failed half-way: this machine can only be stopped.
     is_spoiled: bool,
 }
@@ -81,6 +88,8 @@ impl Driver {
             locks: None,
             loaded: None,
             source: Source::default(),
+            job: None,
+            spent_log: None,
             is_spoiled: false,
         };
         (driver, receiver, handle)
@@ -108,7 +117,14 @@ impl Driver {
             Command::Resume(reply) => reply.send(self.resume()),
             Command::Save { directory, generation, reply } => {
                 reply.send(self.save(&directory, generation));
+                self.spent_log = None;
             }
+            Command::PreCopy(options, reply) => reply.send(self.pre_copy(options)),
+            Command::AbortPreCopy(reply) => {
+                self.abort_pre_copy();
+                reply.send(Ok(()));
+            }
+            Command::PreCopyEnded => self.pre_copy_ended(),
             Command::Shutdown(reply) => reply.send(self.shutdown()),
             Command::Memory(event) => self.memory_event(event),
             Command::Ended(end) => return Some(self.guest_ended(&end)),

@@ -6,18 +6,19 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bellwether_statefile::Identity;
-use bellwether_types::{Epoch, StateFileRef};
+use bellwether_types::StateFileRef;
 
 use super::{Driver, VmmError};
 use crate::board::Sealed;
 use crate::gate::Hold;
+use crate::kvm::dirty::KvmDirtyLog;
 use crate::lifecycle::{Phase, Verb};
-use crate::locks::Locks;
 use crate::machine::Machine;
+use crate::precopy::Warm;
 use crate::snapshot::{SaveError, Saved};
 
 /// How long one wait for restored memory is, before we look whether the VMM is to stop.
-const SLICE: Duration = Duration::from_millis(100);
+pub(super) const SLICE: Duration = Duration::from_millis(100);
 
 impl Driver {
     pub(super) fn save(&mut self, directory: &Path, generation: u64) -> Result<Sealed, VmmError> {
@@ -30,15 +31,20 @@ impl Driver {
             return Err(VmmError::Superseded);
         }
         self.wait_memory_whole()?;
-        let epoch = Epoch(self.locks.as_ref().map_or(0, Locks::epoch));
-        let vm_id = self.claimant.as_ref().ok_or(VmmError::NoMachine)?.vm_id;
-        let identity = Identity { vm_id, epoch, generation };
-        let saved = seal(&machine, directory, identity)?;
+        let identity = self.save_identity(generation)?;
+        let saved = match self.take_warm(directory, generation)? {
+            Some(warm) => {
+                let (saved, log) = seal_warm(&machine, warm)?;
+                self.spent_log = Some(log);
+                saved
+            }
+            None => seal(&machine, directory, identity)?,
+        };
         let sealed = Sealed {
             file: StateFileRef {
                 path: saved.file.path,
                 hash: saved.file.hash,
-                epoch,
+                epoch: identity.epoch,
                 bytes: saved.file.len,
             },
             times: saved.times,
@@ -63,7 +69,7 @@ impl Driver {
 
     /// A VM that was restored a moment ago is saved when its memory is here; the guest runs
     /// meanwhile.
-    fn wait_memory_whole(&self) -> Result<(), VmmError> {
+    pub(super) fn wait_memory_whole(&self) -> Result<(), VmmError> {
         let Some(memory) = self.board.view().memory.clone() else { return Ok(()) };
         loop {
             match memory.wait_done_for(SLICE) {
@@ -81,8 +87,22 @@ impl Driver {
 /// Closes the gate, saves, and leaves the guest stopped; after an error it goes on.
 fn seal(machine: &Machine, directory: &Path, identity: Identity) -> Result<Saved, SaveError> {
     let writer = machine.create_state_file(directory, identity)?;
+    stopped(machine, || machine.save_into(writer))
+}
+
+/// The same for a file that has all memory but the residue.
+fn seal_warm(machine: &Machine, warm: Warm) -> Result<(Saved, KvmDirtyLog), SaveError> {
+    // What is durable now need not become so while the guest stands still.
+    machine.sync_disks()?;
+    stopped(machine, || machine.save_residue(warm))
+}
+
+fn stopped<T>(
+    machine: &Machine,
+    save: impl FnOnce() -> Result<T, SaveError>,
+) -> Result<T, SaveError> {
     machine.gate.hold(Hold::Save);
-    let outcome = machine.save_into(writer);
+    let outcome = save();
     if outcome.is_ok() {
         machine.gate.hold(Hold::NotStarted);
     } else {

@@ -12,6 +12,7 @@ impl Driver {
     /// releases them after the last request.
     pub(super) fn stop(&mut self, reason: &str) -> String {
         let begun = clock::boottime_ns();
+        self.abort_pre_copy();
         if let Some(machine) = &self.machine {
             machine.gate.hold(Hold::NotStarted);
             let was_sealed = self.phase == Phase::Sealed;

@@ -8,6 +8,7 @@
 
 pub mod caps;
 pub mod cpuid;
+pub mod dirty;
 mod ioctl;
 pub mod irq;
 pub mod kick;

@@ -20,7 +20,7 @@ pub struct Vm {
     pub caps: Capabilities,
     pub irq: Arc<IrqRouter>,
     // Dropped last: the guest's memory must outlive the VM that maps it.
-    _ram: Arc<GuestRam>,
+    pub(super) ram: Arc<GuestRam>,
 }
 
 impl Vm {
@@ -34,15 +34,21 @@ impl Vm {
         fd.create_irq_chip().map_err(call("create the interrupt chips"))?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).map_err(call("create the PIT"))?;
-        set_memory(&fd, ram)?;
+        for slot in slots_of(ram) {
+            set_slot(&fd, &slot, 0)?;
+        }
         let irq = Arc::new(IrqRouter::new(Arc::clone(&fd)));
-        Ok(Self { kvm, fd, caps, irq, _ram: Arc::clone(ram) })
+        Ok(Self { kvm, fd, caps, irq, ram: Arc::clone(ram) })
     }
 
     /// Creates the vCPU with this index, which is also its APIC id.
     pub fn create_vcpu(&self, id: u8) -> Result<Vcpu, KvmError> {
         let fd = self.fd.create_vcpu(u64::from(id)).map_err(call("create a vCPU"))?;
         Vcpu::new(id, fd, self.caps.xsave_bytes)
+    }
+
+    pub(super) fn slots(&self) -> Vec<Slot> {
+        slots_of(&self.ram)
     }
 
     /// Lets a guest write to `address`, of any width and value, signal `event`.
@@ -60,19 +66,33 @@ impl Vm {
     }
 }
 
-fn set_memory(fd: &VmFd, ram: &GuestRam) -> Result<(), KvmError> {
-    for (index, region) in ram.regions().into_iter().enumerate() {
-        let host = ram.host_address(index).ok_or(KvmError::Missing("a mapping of guest memory"))?;
-        let slot = kvm_userspace_memory_region {
-            slot: index as u32,
-            flags: 0,
-            guest_phys_addr: region.start,
-            memory_size: region.length,
-            userspace_addr: host as u64,
-        };
-        // SAFETY: the region is mapped for as long as `Vm` holds the memory, and the regions of one
-        // `GuestRam` do not overlap.
-        unsafe { fd.set_user_memory_region(slot) }.map_err(call("set a memory slot"))?;
-    }
-    Ok(())
+/// A memory slot: one region of guest memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    pub(super) index: u32,
+    pub(super) length: u64,
+    start: u64,
+    host: usize,
+}
+
+fn slots_of(ram: &GuestRam) -> Vec<Slot> {
+    let slot = |(index, region): (usize, bellwether_statefile::MemoryRegion)| {
+        let host = ram.host_address(index)?;
+        Some(Slot { index: index as u32, length: region.length, start: region.start, host })
+    };
+    ram.regions().into_iter().enumerate().filter_map(slot).collect()
+}
+
+/// Makes a slot, or changes its flags.
+pub(super) fn set_slot(fd: &VmFd, slot: &Slot, flags: u32) -> Result<(), KvmError> {
+    let region = kvm_userspace_memory_region {
+        slot: slot.index,
+        flags,
+        guest_phys_addr: slot.start,
+        memory_size: slot.length,
+        userspace_addr: slot.host as u64,
+    };
+    // SAFETY: the slot is a region of the memory that `Vm` holds for as long as it is mapped, and
+    // the regions of one `GuestRam` do not overlap.
+    unsafe { fd.set_user_memory_region(region) }.map_err(call("set a memory slot"))
 }

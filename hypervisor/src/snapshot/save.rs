@@ -1,7 +1,9 @@
 //! Saving: stop the guest, drain and flush the disks, collect the state, write it, seal it.
 //!
 //! ```text
-//! create the file | hold -> vCPUs out -> disks idle -> sync | sections, memory | seal
+//! create the file | hold -> vCPUs out -> disks idle -> sync | sections, memory  | seal
+//! pre-copy        | hold -> vCPUs out -> disks idle ------> | sections, residue | seal
+//!                 |                                         | sync of the disks |
 //!  guest runs     |                       guest stands still
 //! ```
 //!
@@ -9,9 +11,13 @@
 //! it knows the reasons for which the guest is held.
 
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
-use bellwether_memory::{SaveError as MemoryError, SaveOptions, save_memory};
+use bellwether_memory::{
+    Copier, PreCopyError, SaveError as MemoryError, SaveOptions, StopSignal, collect_dirty,
+    save_memory,
+};
 use bellwether_statefile::{
     Identity, SealedFile, Section, StateFile, StateFileError, StateFileWriter,
 };
@@ -21,7 +27,9 @@ use crate::clock;
 use crate::devices::saved::{SavedError, encode};
 use crate::gate::Hold;
 use crate::kvm::KvmError;
+use crate::kvm::dirty::KvmDirtyLog;
 use crate::machine::Machine;
+use crate::precopy::Warm;
 
 /// A vCPU leaves the guest within microseconds; this only bounds the absurd.
 const VCPUS_OUT: Duration = Duration::from_secs(10);
@@ -34,6 +42,8 @@ pub enum SaveError {
     File(#[from] StateFileError),
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Residue(#[from] PreCopyError),
     #[error("save: {0}")]
     Kvm(#[from] KvmError),
     #[error("save: {0}")]
@@ -74,6 +84,16 @@ impl Machine {
         Ok(StateFileWriter::create(directory, identity, &self.ram.regions())?)
     }
 
+    /// The same for a pre-copy.
+    pub fn create_rounds_file(
+        &self,
+        directory: &Path,
+        identity: Identity,
+    ) -> Result<StateFileWriter, SaveError> {
+        remove_unsealed(&directory.join(identity.file_name()));
+        Ok(StateFileWriter::create_with_rounds(directory, identity, &self.ram.regions())?)
+    }
+
     /// Saves the machine, whose gate the caller has closed.
     pub fn save_into(&self, mut writer: StateFileWriter) -> Result<Saved, SaveError> {
         let begun = clock::boottime_ns();
@@ -93,15 +113,56 @@ impl Machine {
         Ok(Saved { file, times })
     }
 
+    /// Completes the file of a pre-copy; the caller has closed the gate. The log stays on until the
+    /// caller drops it, which it need not do while somebody waits.
+    pub fn save_residue(&self, warm: Warm) -> Result<(Saved, KvmDirtyLog), SaveError> {
+        let Warm { mut writer, log, mut rest, round } = warm;
+        let begun = clock::boottime_ns();
+        let stopped_at_ns = self.stand_still()?;
+        let mut times =
+            SaveTimes { stop_us: clock::us_since(begun), stopped_at_ns, ..Default::default() };
+        self.serial.console().flush();
+        let saving = clock::boottime_ns();
+        thread::scope(|scope| {
+            let syncing = scope.spawn(|| self.sync_disks());
+            for section in self.sections()? {
+                writer.add_section(&section.kind, section.version, &section.bytes)?;
+            }
+            // Last, because saving a vCPU or a device may write to guest memory.
+            collect_dirty(&self.ram, &log, &mut rest).map_err(PreCopyError::Log)?;
+            let copier = Copier {
+                ram: &self.ram,
+                log: &log,
+                threads: SaveOptions::default().threads,
+                rate: None,
+                stop: &StopSignal::default(),
+                on_piece: None,
+            };
+            copier.round(&writer, round, &mut rest)?;
+            syncing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })?;
+        times.save_us = clock::us_since(saving);
+        let sealing = clock::boottime_ns();
+        let file = writer.seal()?;
+        times.seal_us = clock::us_since(sealing);
+        Ok((Saved { file, times }, log))
+    }
+
     /// Waits until nothing moves, and makes the disks durable. Returns when the vCPUs were out.
     pub fn quiesce(&self) -> Result<u64, SaveError> {
+        let stopped_at_ns = self.stand_still()?;
+        self.sync_disks()?;
+        Ok(stopped_at_ns)
+    }
+
+    /// The same without the disks' sync.
+    fn stand_still(&self) -> Result<u64, SaveError> {
         self.wait_vcpus_out()?;
         let stopped_at_ns = clock::boottime_ns();
         if self.gate.is_held(Hold::Ended) {
             return Err(SaveError::GuestEnded);
         }
         self.wait_disks_idle()?;
-        self.sync_disks()?;
         Ok(stopped_at_ns)
     }
 
@@ -137,7 +198,7 @@ impl Machine {
         }
     }
 
-    fn sync_disks(&self) -> Result<(), SaveError> {
+    pub fn sync_disks(&self) -> Result<(), SaveError> {
         for disk in
             self.disks.iter().map(|unit| unit.block.disk()).filter(|disk| !disk.is_read_only())
         {

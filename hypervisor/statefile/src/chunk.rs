@@ -58,7 +58,7 @@ fn present_pages(memory: &[u8]) -> u64 {
 }
 
 /// Whether all bytes are zero. It stops at the first line of a page in use.
-fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(256).all(|line| line.iter().fold(0, |all, byte| all | byte) == 0)
 }
 

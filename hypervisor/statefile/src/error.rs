@@ -99,6 +99,20 @@ pub enum FormatError {
     SectionsLeft { kinds: String },
     #[error("memory chunk {chunk} is damaged (bad checksum); the VM must not go on, start it anew")]
     ChunkDamaged { chunk: u64 },
+    #[error("segment at offset {offset} is damaged ({what}); the VM must not go on, start it anew")]
+    SegmentDamaged { offset: u64, what: &'static str },
+    #[error(
+        "segment at offset {offset} is of another save ({found}, wanted {expected}); the file \
+         cannot be restored"
+    )]
+    ForeignSegment { offset: u64, found: String, expected: String },
+    #[error(
+        "segment at offset {offset} has version {found}, this one reads version 1; restore it on \
+         an upgraded node"
+    )]
+    NewerSegment { offset: u64, found: u32 },
+    #[error("page {page} is damaged (bad checksum); the VM must not go on, start it anew")]
+    PageDamaged { page: u64 },
     #[error("has no memory chunk {chunk}, its memory has {count} chunks")]
     NoSuchChunk { chunk: u64, count: u64 },
 }

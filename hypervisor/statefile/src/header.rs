@@ -3,7 +3,7 @@
 //! | offset | size | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `BWSTATE\n` * |
-//! | 8 | 4 | format version * |
+//! | 8 | 4 | format version: 1, or 2 if there are later rounds of memory * |
 //! | 12 | 4 | architecture: 1 x86-64, 2 aarch64 * |
 //! | 16 | 8 | serial: of two valid slots the higher one counts * |
 //! | 24 | 8 | sealed: `SEALED!\n`, or zero |
@@ -41,8 +41,12 @@ use crate::chunk::{CHUNK_SIZE, PAGE_SIZE};
 use crate::error::FormatError;
 use crate::layout::{Layout, MemoryRegion, REGIONS_MAX};
 
-/// The newest format that this build reads, and the one that it writes.
-pub const FORMAT_VERSION: u32 = 1;
+/// The newest format that this build reads.
+pub const FORMAT_VERSION: u32 = FORMAT_ROUNDS;
+/// All memory at fixed offsets. A file without later rounds is still written in it.
+pub const FORMAT_FIXED: u32 = 1;
+/// Memory at fixed offsets, then segments of pages that were written again (pre-copy).
+pub const FORMAT_ROUNDS: u32 = 2;
 /// The length of a header slot.
 pub(crate) const SLOT: usize = 4096;
 /// Both slots together; the chunk table follows.
@@ -91,6 +95,8 @@ pub struct TableRef {
 /// The decoded header of a state file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Header {
+    /// [`FORMAT_FIXED`] or [`FORMAT_ROUNDS`].
+    pub version: u32,
     pub identity: Identity,
     /// Guest memory, in ascending order.
     pub regions: Vec<MemoryRegion>,
@@ -107,8 +113,14 @@ pub struct Header {
 
 impl Header {
     /// The header of a file that has just been created.
-    pub(crate) fn unsealed(identity: Identity, regions: &[MemoryRegion], layout: &Layout) -> Self {
+    pub(crate) fn unsealed(
+        version: u32,
+        identity: Identity,
+        regions: &[MemoryRegion],
+        layout: &Layout,
+    ) -> Self {
         Self {
+            version,
             identity,
             regions: regions.to_vec(),
             serial: 1,
@@ -129,7 +141,7 @@ impl Header {
     pub fn encode(&self) -> [u8; SLOT] {
         debug_assert!(self.regions.len() <= REGIONS_MAX);
         let mut e = Encoder::default();
-        e.raw(&MAGIC).u32(FORMAT_VERSION).u32(ARCHITECTURE).u64(self.serial);
+        e.raw(&MAGIC).u32(self.version).u32(ARCHITECTURE).u64(self.serial);
         e.u64(if self.sealed { SEALED } else { 0 });
         e.u32(PAGE_SIZE as u32).u32(CHUNK_SIZE as u32);
         e.raw(self.identity.vm_id.uuid().as_bytes());
@@ -241,14 +253,14 @@ fn decode_body(envelope: &Envelope<'_>) -> Result<Header, FormatError> {
     if u64::from(pages) != PAGE_SIZE || u64::from(chunks) != CHUNK_SIZE {
         return Err(FormatError::OtherSizes { pages, chunks });
     }
-    let header = decode_fields(&mut d, envelope.serial, sealed).ok_or_else(short)?;
+    let header = decode_fields(&mut d, envelope, sealed).ok_or_else(short)?;
     if header.regions.len() > REGIONS_MAX || d.rest().iter().any(|byte| *byte != 0) {
         return Err(FormatError::Inconsistent { what: "unknown fields" });
     }
     Ok(header)
 }
 
-fn decode_fields(d: &mut Decoder<'_>, serial: u64, sealed: bool) -> Option<Header> {
+fn decode_fields(d: &mut Decoder<'_>, envelope: &Envelope<'_>, sealed: bool) -> Option<Header> {
     let vm_id = VmId::from_uuid(Uuid::from_bytes(d.array()?));
     let identity = Identity { vm_id, epoch: Epoch(d.u64()?), generation: d.u64()? };
     let mut table = || Some(TableRef { offset: d.u64()?, length: d.u64()?, checksum: d.u64()? });
@@ -261,9 +273,10 @@ fn decode_fields(d: &mut Decoder<'_>, serial: u64, sealed: bool) -> Option<Heade
         regions.push(MemoryRegion { start: d.u64()?, length: d.u64()? });
     }
     Some(Header {
+        version: envelope.version,
         identity,
         regions,
-        serial,
+        serial: envelope.serial,
         sealed,
         chunk_table,
         section_table,
@@ -284,7 +297,7 @@ mod tests {
             Identity { vm_id: VmId::from_uuid(Uuid::from_u128(7)), epoch: Epoch(3), generation: 4 };
         let regions = [MemoryRegion { start: 0, length: 1 << 21 }];
         let layout = Layout::new(&regions).unwrap();
-        Header { serial, ..Header::unsealed(identity, &regions, &layout) }
+        Header { serial, ..Header::unsealed(FORMAT_FIXED, identity, &regions, &layout) }
     }
 
     fn area(a: &Header, b: &Header) -> Vec<u8> {
@@ -332,7 +345,7 @@ mod tests {
     #[test]
     fn a_newer_format_says_what_to_do() {
         let text = Header::decode(&patched(8, &7u32.to_le_bytes())).unwrap_err().to_string();
-        assert!(text.contains("newer Bellwether, format 7, this one reads up to 1"), "{text}");
+        assert!(text.contains("newer Bellwether, format 7, this one reads up to 2"), "{text}");
     }
 
     proptest! {

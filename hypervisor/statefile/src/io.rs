@@ -133,6 +133,17 @@ impl DirectFile {
         Ok(())
     }
 
+    /// Drops what the page cache has of a range, so that the next read asks the storage; direct
+    /// reads do in any case.
+    pub(crate) fn forget_cached(&self, offset: u64, length: u64) {
+        if !self.is_direct() {
+            let length = std::num::NonZeroU64::new(length);
+            // Advice that is not taken costs a checksum error at worst, and a second reading.
+            let _advice =
+                rustix::fs::fadvise(&self.buffered, offset, length, rustix::fs::Advice::DontNeed);
+        }
+    }
+
     /// Makes one request, direct if it may be; repeats it when interrupted or refused.
     fn transfer(
         &self,

@@ -1,5 +1,7 @@
 //! Where everything lies in a state file, as a pure function of the guest's memory regions.
 
+use std::ops::Range;
+
 use crate::chunk::{CHUNK_ENTRY_SIZE, CHUNK_SIZE, PAGE_SIZE};
 use crate::header::HEADER_AREA;
 
@@ -120,6 +122,32 @@ impl Layout {
         Some(ChunkPlace { region, offset, length, file_offset: place.file_offset + offset })
     }
 
+    /// The pages of all memory. Pages are numbered through all regions, in the order of the file.
+    pub fn page_count(&self) -> u64 {
+        (self.data_end - self.data_offset) / PAGE_SIZE
+    }
+
+    /// The numbers of the pages of a chunk; `None` for an index that does not exist.
+    pub fn pages(&self, chunk: u64) -> Option<Range<u64>> {
+        let place = self.place(chunk)?;
+        let first = (place.file_offset - self.data_offset) / PAGE_SIZE;
+        Some(first..first + place.length / PAGE_SIZE)
+    }
+
+    /// The chunk that holds a page; `None` outside of the memory.
+    pub fn chunk_of_page(&self, page: u64) -> Option<u64> {
+        let (region, offset) = self.page_place(page)?;
+        self.chunk_at(region, offset)
+    }
+
+    /// The region of a page and the offset in it; `None` outside of the memory.
+    pub fn page_place(&self, page: u64) -> Option<(usize, u64)> {
+        let at = page.checked_mul(PAGE_SIZE)?.checked_add(self.data_offset)?;
+        let region = self.places.partition_point(|p| p.file_offset <= at).checked_sub(1)?;
+        let offset = at - self.places.get(region)?.file_offset;
+        (at < self.data_end).then_some((region, offset))
+    }
+
     /// The last chunk of each region: the only ones that can be short.
     pub fn last_chunks(&self) -> impl Iterator<Item = u64> {
         self.places.iter().map(|p| p.first_chunk + (p.region.length - 1) / CHUNK_SIZE)
@@ -174,6 +202,11 @@ mod tests {
         assert_eq!(layout.chunk_at(1, CHUNK_SIZE), Some(3));
         assert_eq!(layout.chunk_at(1, 2 * CHUNK_SIZE), None);
         assert_eq!(layout.chunk_at(2, 0), None);
+        assert_eq!((layout.pages(1), layout.pages(2)), (Some(64..65), Some(65..129)));
+        assert_eq!(layout.page_place(64), Some((0, CHUNK_SIZE)));
+        assert_eq!(layout.page_place(65), Some((1, 0)));
+        assert_eq!((layout.page_count(), layout.page_place(65 + 128)), (65 + 128, None));
+        assert_eq!(layout.page_place(u64::MAX), None);
     }
 
     #[test]

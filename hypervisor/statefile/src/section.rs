@@ -3,8 +3,9 @@
 //! The section table is a row of records: kind (4 bytes), version (4), offset (8), length (8),
 //! XXH3-64 of the payload (8), length of the name (4), name. Kinds: 1 is the state of a device,
 //! named like `virtio-blk.0`; 2 is the memory at fixed offsets, exactly once, its checksum is that
-//! of the chunk table; 3 is kept for later rounds of memory (pre-copy). A kind that this build does
-//! not know is an error: to leave out what one does not understand would be to guess.
+//! of the chunk table; 3 is the segment table of later rounds of memory, exactly once in format 2
+//! and never in format 1. A kind that this build does not know is an error: to leave out what one
+//! does not understand would be to guess.
 
 use std::path::{Path, PathBuf};
 
@@ -12,12 +13,13 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::bytes::{Decoder, Encoder};
 use crate::error::{FormatError, StateFileError, invalid};
-use crate::header::Header;
+use crate::header::{FORMAT_ROUNDS, Header};
+use crate::segment;
 
 const KIND_DEVICE: u32 = 1;
 const KIND_MEMORY_FIXED: u32 = 2;
-/// Reserved for rounds of pages that were dirtied during pre-copy. Not written yet.
-pub const KIND_MEMORY_ROUND: u32 = 3;
+/// The table of the segments that hold pages which were written again during pre-copy.
+const KIND_MEMORY_ROUNDS: u32 = 3;
 
 /// The longest name of a section.
 pub const NAME_LENGTH_MAX: usize = 128;
@@ -111,10 +113,23 @@ impl Record {
     }
 }
 
-/// The section table: the memory, then the devices.
-pub(crate) fn encode_table(header: &Header, devices: &[Record]) -> Vec<u8> {
+/// What a section table says.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Table {
+    pub(crate) devices: Vec<Record>,
+    /// The segment table of a file with later rounds.
+    pub(crate) rounds: Option<Record>,
+}
+
+/// The section table: the memory, its later rounds, then the devices.
+pub(crate) fn encode_table(
+    header: &Header,
+    rounds: Option<&Record>,
+    devices: &[Record],
+) -> Vec<u8> {
     let mut e = Encoder::default();
     encode_record(&mut e, KIND_MEMORY_FIXED, &memory_record(header));
+    rounds.into_iter().for_each(|record| encode_record(&mut e, KIND_MEMORY_ROUNDS, record));
     devices.iter().for_each(|record| encode_record(&mut e, KIND_DEVICE, record));
     e.into_bytes()
 }
@@ -135,28 +150,34 @@ fn memory_record(header: &Header) -> Record {
     }
 }
 
-/// The device records of a section table, all checked against the header. Never panics.
-pub(crate) fn decode_table(header: &Header, bytes: &[u8]) -> Result<Vec<Record>, FormatError> {
+/// The records of a section table, all checked against the header. Never panics.
+pub(crate) fn decode_table(header: &Header, bytes: &[u8]) -> Result<Table, FormatError> {
     let inconsistent = |what| FormatError::Inconsistent { what };
-    let (mut devices, mut memory) = (Vec::<Record>::new(), false);
+    let (mut table, mut memory) = (Table::default(), false);
     let mut d = Decoder::new(bytes);
     while !d.rest().is_empty() {
         let (kind, record) = decode_record(&mut d).ok_or(inconsistent("section table is torn"))?;
         match kind {
             KIND_DEVICE => {
-                check_device(header, &devices, &record)?;
-                devices.push(record);
+                check_device(header, &table.devices, &record)?;
+                table.devices.push(record);
             }
-            KIND_MEMORY_FIXED => {
-                if memory || record != memory_record(header) {
-                    return Err(inconsistent("memory section"));
-                }
-                memory = true;
+            KIND_MEMORY_FIXED if !memory && record == memory_record(header) => memory = true,
+            KIND_MEMORY_FIXED => return Err(inconsistent("memory section")),
+            KIND_MEMORY_ROUNDS if header.version >= FORMAT_ROUNDS => {
+                check_rounds(header, table.rounds.as_ref(), &record)?;
+                table.rounds = Some(record);
             }
             _ => return Err(FormatError::UnknownSection { kind, name: record.name }),
         }
     }
-    if memory { Ok(devices) } else { Err(inconsistent("no memory section")) }
+    if !memory {
+        return Err(inconsistent("no memory section"));
+    }
+    if table.rounds.is_none() && header.version >= FORMAT_ROUNDS {
+        return Err(inconsistent("no segment table"));
+    }
+    Ok(table)
 }
 
 fn decode_record(d: &mut Decoder<'_>) -> Option<(u32, Record)> {
@@ -174,13 +195,31 @@ fn check_device(header: &Header, before: &[Record], record: &Record) -> Result<(
     if before.iter().any(|other| other.name == record.name) {
         return Err(FormatError::DuplicateSection { kind: record.name.clone() });
     }
-    let end = record.offset.checked_add(record.length);
-    let inside = record.offset >= header.data_offset + header.data_length
-        && end.is_some_and(|end| end <= header.section_table.offset);
-    if record.name.is_empty() || record.length > PAYLOAD_MAX || !inside {
+    if record.name.is_empty() || record.length > PAYLOAD_MAX || !is_inside(header, record) {
         return Err(FormatError::Inconsistent { what: "section out of place" });
     }
     Ok(())
+}
+
+fn check_rounds(
+    header: &Header,
+    before: Option<&Record>,
+    record: &Record,
+) -> Result<(), FormatError> {
+    let sized =
+        record.length <= segment::TABLE_MAX && record.length.is_multiple_of(segment::ROW_SIZE);
+    let known = record.version == 1 && record.name.is_empty();
+    if before.is_some() || !sized || !known || !is_inside(header, record) {
+        return Err(FormatError::Inconsistent { what: "segment table" });
+    }
+    Ok(())
+}
+
+/// Whether the payload lies between the memory and the section table.
+fn is_inside(header: &Header, record: &Record) -> bool {
+    let end = record.offset.checked_add(record.length);
+    record.offset >= header.data_offset + header.data_length
+        && end.is_some_and(|end| end <= header.section_table.offset)
 }
 
 #[cfg(test)]
@@ -189,14 +228,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::header::Identity;
+    use crate::header::{FORMAT_FIXED, Identity};
     use crate::layout::{Layout, MemoryRegion};
 
     fn header() -> Header {
         let vm_id = VmId::from_uuid(uuid::Uuid::nil());
         let identity = Identity { vm_id, epoch: Epoch(1), generation: 1 };
         let regions = [MemoryRegion { start: 0, length: 4096 }];
-        let mut header = Header::unsealed(identity, &regions, &Layout::new(&regions).unwrap());
+        let layout = Layout::new(&regions).unwrap();
+        let mut header = Header::unsealed(FORMAT_FIXED, identity, &regions, &layout);
         header.section_table.offset = header.file_length + 100;
         header
     }
@@ -208,28 +248,59 @@ mod tests {
     #[test]
     fn a_table_survives_its_bytes() {
         let records = [record("vcpu.0"), record("serial")];
-        let bytes = encode_table(&header(), &records);
-        assert_eq!(decode_table(&header(), &bytes).unwrap(), records);
+        let bytes = encode_table(&header(), None, &records);
+        let table = Table { devices: records.to_vec(), rounds: None };
+        assert_eq!(decode_table(&header(), &bytes).unwrap(), table);
+    }
+
+    #[test]
+    fn rounds_belong_to_format_2_exactly_once() {
+        let header = Header { version: FORMAT_ROUNDS, ..header() };
+        let rounds = Record {
+            name: String::new(),
+            version: 1,
+            offset: header.file_length,
+            length: 48,
+            checksum: 5,
+        };
+        let decode = |rounds: Option<&Record>, header: &Header| {
+            decode_table(header, &encode_table(header, rounds, &[record("a")]))
+        };
+        let table = decode(Some(&rounds), &header).unwrap();
+        assert_eq!((table.rounds.as_ref(), table.devices.len()), (Some(&rounds), 1));
+        assert!(decode(None, &header).is_err());
+        assert!(matches!(
+            decode(Some(&rounds), &self::header()),
+            Err(FormatError::UnknownSection { kind: KIND_MEMORY_ROUNDS, .. })
+        ));
+        for bad in [
+            Record { length: 47, ..rounds.clone() },
+            Record { version: 2, ..rounds.clone() },
+            Record { offset: 0, ..rounds.clone() },
+            Record { name: "x".into(), ..rounds.clone() },
+        ] {
+            assert!(decode(Some(&bad), &header).is_err(), "{bad:?}");
+        }
     }
 
     #[test]
     fn each_mistake_has_its_own_error() {
-        let twice = encode_table(&header(), &[record("a"), record("a")]);
+        let twice = encode_table(&header(), None, &[record("a"), record("a")]);
         assert!(matches!(
             decode_table(&header(), &twice),
             Err(FormatError::DuplicateSection { .. })
         ));
-        let mut round = encode_table(&header(), &[record("a")]);
-        round[36] = KIND_MEMORY_ROUND as u8;
+        let mut round = encode_table(&header(), None, &[record("a")]);
+        round[36] = 9;
         assert!(matches!(
             decode_table(&header(), &round),
-            Err(FormatError::UnknownSection { kind: KIND_MEMORY_ROUND, .. })
+            Err(FormatError::UnknownSection { kind: 9, .. })
         ));
-        let table = encode_table(&header(), &[record("a")]);
+        let table = encode_table(&header(), None, &[record("a")]);
         assert!(decode_table(&header(), &table[..table.len() - 1]).is_err());
         assert!(decode_table(&header(), &table[36..]).is_err());
         let outside = Record { offset: 0, ..record("a") };
-        assert!(decode_table(&header(), &encode_table(&header(), &[outside])).is_err());
+        assert!(decode_table(&header(), &encode_table(&header(), None, &[outside])).is_err());
         assert!(Record::of("", 1, b"", 0).is_err());
     }
 

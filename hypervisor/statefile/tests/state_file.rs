@@ -1,44 +1,17 @@
 //! The state file as its users see it: round trips, damage, identity, the golden file.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::fs::{self, File, OpenOptions};
+mod common;
+
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bellwether_statefile::*;
 use bellwether_types::{Epoch, VmId};
+use common::*;
 use proptest::prelude::*;
 use uuid::Uuid;
-
-const PAGE: usize = PAGE_SIZE as usize;
-
-fn identity() -> Identity {
-    let vm_id = VmId::from_uuid(Uuid::from_u128(0x0189_0a5d_ac96_774b_bcce_b302_099a_8057));
-    Identity { vm_id, epoch: Epoch(7), generation: 2 }
-}
-
-fn expect(sealed: &SealedFile) -> Expect {
-    let Identity { vm_id, epoch, generation } = identity();
-    Expect { vm_id, epoch, generation: Some(generation), hash: sealed.hash }
-}
-
-/// The memory of a region: of each page, all zero or a pattern that starts with its seed.
-fn memory(pages: &[u8]) -> Vec<u8> {
-    let page = |seed: &u8| {
-        (0..PAGE)
-            .map(|i| if *seed == 0 { 0 } else { seed.wrapping_add(i as u8) })
-            .collect::<Vec<_>>()
-    };
-    pages.iter().flat_map(page).collect()
-}
-
-fn regions_of(memories: &[Vec<u8>]) -> Vec<MemoryRegion> {
-    let region = |(index, memory): (usize, &Vec<u8>)| MemoryRegion {
-        start: (index as u64) << 32,
-        length: memory.len() as u64,
-    };
-    memories.iter().enumerate().map(region).collect()
-}
 
 fn write(directory: &Path, memories: &[Vec<u8>], sections: &[(&str, u32, &[u8])]) -> SealedFile {
     let regions = regions_of(memories);
@@ -57,24 +30,6 @@ fn write(directory: &Path, memories: &[Vec<u8>], sections: &[(&str, u32, &[u8])]
     writer.seal().unwrap()
 }
 
-/// All memory of a file, chunk by chunk, or the first failure.
-fn read_all(file: &StateFile) -> Result<Vec<Vec<u8>>, ChunkFailure> {
-    let mut memories: Vec<Vec<u8>> =
-        file.header().regions.iter().map(|r| vec![0; r.length as usize]).collect();
-    let mut buffer = AlignedBuf::new(CHUNK_SIZE as usize);
-    for chunk in 0..file.layout().chunk_count() {
-        let place = file.layout().place(chunk).unwrap();
-        file.read_group(chunk, 1, &mut buffer)?;
-        for (first, count) in chunk::runs(file.chunk(chunk).unwrap().present) {
-            let (from, to) = (first * PAGE, (first + count) * PAGE);
-            let at = place.offset as usize;
-            memories[place.region][at + from..at + to]
-                .copy_from_slice(&buffer.as_slice()[from..to]);
-        }
-    }
-    Ok(memories)
-}
-
 fn sample(directory: &Path) -> (SealedFile, Vec<Vec<u8>>) {
     let mut pages = vec![0u8; 70];
     for page in [0, 1, 5, 40, 63, 64, 69] {
@@ -84,10 +39,6 @@ fn sample(directory: &Path) -> (SealedFile, Vec<Vec<u8>>) {
     let sealed =
         write(directory, &memories, &[("vcpu.0", 1, b"registers"), ("virtio-blk.0", 3, b"disk")]);
     (sealed, memories)
-}
-
-fn problem(path: &Path, expect: &Expect) -> FormatError {
-    StateFile::open(path, expect).unwrap_err().problem().expect("a format problem").clone()
 }
 
 #[test]
@@ -213,12 +164,6 @@ fn verify(path: &Path, expect: &Expect, memories: &[Vec<u8>]) -> Result<(), Stri
     assert_eq!(sections.take("vcpu.0").unwrap().bytes, b"registers");
     assert_eq!(sections.take("virtio-blk.0").unwrap().bytes, b"disk");
     Ok(())
-}
-
-fn flip(file: &File, at: u64, bit: u32) {
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at).unwrap();
-    file.write_all_at(&[byte[0] ^ (1 << bit)], at).unwrap();
 }
 
 /// Flips a bit, verifies, and flips it back.

@@ -1,0 +1,161 @@
+//! The later rounds of a file: from a page to its newest version.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::thread;
+
+use crate::chunk::PAGE_SIZE;
+use crate::error::{FormatError, StateFileError, invalid};
+use crate::header::Identity;
+use crate::io::{AlignedBuf, DirectFile};
+use crate::layout::Layout;
+use crate::segment::{PageVersion, SegmentRef};
+
+/// Threads that read the heads of segments: a head is small, so most of the time is waiting.
+const READERS: usize = 4;
+/// Fewer heads than this are not worth another thread.
+const HEADS_PER_READER: usize = 8;
+
+/// A segment whose head was read and checked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Segment {
+    pub at: SegmentRef,
+    /// Its pages, ascending.
+    pub pages: Vec<PageVersion>,
+}
+
+/// The newest version of each page that a later round has.
+#[derive(Debug, Default)]
+pub(crate) struct Rounds {
+    versions: Vec<PageVersion>,
+    /// For each page of the memory one more than the place in `versions`; 0 without a version. Empty
+    /// in a file without later rounds.
+    newest: Vec<u32>,
+}
+
+impl Rounds {
+    /// Puts the segments together in the order of their table.
+    pub(crate) fn new(layout: &Layout, segments: Vec<Segment>) -> Result<Self, FormatError> {
+        if segments.is_empty() {
+            return Ok(Self::default());
+        }
+        let mut newest = vec![0u32; layout.page_count() as usize];
+        let mut versions = Vec::with_capacity(segments.iter().map(|s| s.pages.len()).sum());
+        // The number of versions before the round that is being looked at.
+        let (mut round, mut before) = (0, 0);
+        for segment in segments {
+            if segment.at.round != round {
+                (round, before) = (segment.at.round, versions.len());
+            }
+            for version in segment.pages {
+                versions.push(version);
+                // Heads are checked: their pages are pages of the memory.
+                let place = &mut newest[version.page as usize];
+                if *place as usize > before {
+                    return Err(FormatError::Inconsistent { what: "a page twice in one round" });
+                }
+                *place = u32::try_from(versions.len())
+                    .map_err(|_| FormatError::Inconsistent { what: "too many pages" })?;
+            }
+        }
+        Ok(Self { versions, newest })
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.newest.is_empty()
+    }
+
+    /// The newest version of a page, if a later round has one.
+    pub(crate) fn newest(&self, page: u64) -> Option<&PageVersion> {
+        let place = *self.newest.get(usize::try_from(page).ok()?)?;
+        self.versions.get((place as usize).checked_sub(1)?)
+    }
+
+    /// The newest versions among the pages of a chunk: (page of the chunk, version).
+    pub(crate) fn among(&self, pages: Range<u64>) -> impl Iterator<Item = (usize, &PageVersion)> {
+        let pages = if self.is_empty() { 0..0 } else { pages };
+        pages.enumerate().filter_map(|(index, page)| Some((index, self.newest(page)?)))
+    }
+}
+
+/// Reads the heads of segments that are not known yet, several at once.
+pub(crate) fn read_heads(
+    file: &DirectFile,
+    identity: &Identity,
+    layout: &Layout,
+    table: &[SegmentRef],
+    known: HashMap<u64, Segment>,
+) -> Result<Vec<Segment>, StateFileError> {
+    let known = &known;
+    let head = |at: &SegmentRef| match known.get(&at.offset).filter(|known| known.at == *at) {
+        Some(segment) => Ok(segment.clone()),
+        None => read_head(file, identity, layout, at),
+    };
+    let unknown = table.iter().filter(|at| !known.contains_key(&at.offset)).count();
+    let readers = (unknown / HEADS_PER_READER).clamp(1, READERS);
+    let share = table.len().div_ceil(readers).max(1);
+    let read = |part: &[SegmentRef]| part.iter().map(head).collect::<Result<Vec<_>, _>>();
+    let read = &read;
+    thread::scope(|scope| {
+        let mut parts = table.chunks(share);
+        let first = parts.next().unwrap_or_default();
+        let others: Vec<_> = parts.map(|part| scope.spawn(move || read(part))).collect();
+        let mut segments = read(first)?;
+        for other in others {
+            let part = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            segments.extend(part?);
+        }
+        Ok(segments)
+    })
+}
+
+fn read_head(
+    file: &DirectFile,
+    identity: &Identity,
+    layout: &Layout,
+    at: &SegmentRef,
+) -> Result<Segment, StateFileError> {
+    let mut buffer = AlignedBuf::new(at.head_length());
+    file.read_exact_at("reading a segment", buffer.as_mut_slice(), at.offset)?;
+    let pages = at.decode_head(identity, layout.page_count(), buffer.as_slice());
+    Ok(Segment { at: *at, pages: pages.map_err(invalid(file.path()))? })
+}
+
+/// Reads versions of pages, each given with the slice where it belongs, and checks them. Versions
+/// that lie in a row in the file are read at once.
+pub(crate) fn read_versions<'a>(
+    file: &DirectFile,
+    versions: impl Iterator<Item = (&'a PageVersion, &'a mut [u8])>,
+) -> Result<(), (u64, StateFileError)> {
+    let mut row: Vec<(&PageVersion, &mut [u8])> = Vec::new();
+    for (version, bytes) in versions {
+        let Some(offset) = version.offset else {
+            bytes.fill(0);
+            continue;
+        };
+        let last = row.last().and_then(|(last, _)| last.offset);
+        if last.is_some_and(|last| last + PAGE_SIZE != offset) {
+            read_row(file, &mut row)?;
+        }
+        row.push((version, bytes));
+    }
+    read_row(file, &mut row)
+}
+
+fn read_row(
+    file: &DirectFile,
+    row: &mut Vec<(&PageVersion, &mut [u8])>,
+) -> Result<(), (u64, StateFileError)> {
+    let Some((page, offset)) = row.first().and_then(|(v, _)| Some((v.page, v.offset?))) else {
+        return Ok(());
+    };
+    let mut buffer = AlignedBuf::new(row.len() * PAGE_SIZE as usize);
+    file.read_exact_at("reading memory", buffer.as_mut_slice(), offset)
+        .map_err(|error| (page, error))?;
+    let pages = buffer.as_slice().chunks(PAGE_SIZE as usize);
+    for ((version, target), bytes) in row.drain(..).zip(pages) {
+        version.check(bytes).map_err(|problem| (version.page, invalid(file.path())(problem)))?;
+        target.copy_from_slice(bytes);
+    }
+    Ok(())
+}
