@@ -2,6 +2,7 @@
 
 mod formats;
 mod model;
+mod packing;
 mod random;
 mod rules;
 mod scenarios;
