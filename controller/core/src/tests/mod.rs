@@ -1,5 +1,6 @@
 //! Tests of the core against a model of nodes, storage and faults.
 
+mod forecast;
 mod formats;
 mod model;
 mod packing;
