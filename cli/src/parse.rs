@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bellwether_types::{DiskFormat, DiskSpec, RestartPolicy};
+use bellwether_types::{DiskFormat, DiskSpec, Failback, RestartPolicy, Strength};
 
 /// Guest memory in MiB from `256M`, `1G`, `1200MiB`.
 ///
@@ -107,6 +107,43 @@ pub fn restart_policy(word: &str) -> Result<RestartPolicy, String> {
     }
 }
 
+/// When a VM goes back to a node that it prefers.
+pub fn failback(word: &str) -> Result<Failback, String> {
+    Failback::from_word(word).ok_or_else(|| {
+        format!(
+            "`{word}` is no time to go back; give never, immediately, or hours in UTC like 22-6"
+        )
+    })
+}
+
+/// A group and how it is kept apart, from `web:hard`, or `none`.
+pub fn apart(text: &str) -> Result<(String, String), String> {
+    if text == "none" {
+        return Ok((text.to_owned(), String::new()));
+    }
+    let strength = |word| Strength::from_word(word).map(|strength| strength.as_str().to_owned());
+    let (group, word) = text.split_once(':').unwrap_or((text, ""));
+    match (group, strength(word)) {
+        ("", _) | (_, None) => {
+            Err(format!("`{text}`: write the group and how, like web:hard or web:soft"))
+        }
+        (group, Some(strength)) => Ok((group.to_owned(), strength)),
+    }
+}
+
+/// A number of restarts in a time, from `3/10m`, or `none`.
+pub fn restarts(text: &str) -> Result<(u32, Duration), String> {
+    if text == "none" {
+        return Ok((0, Duration::ZERO));
+    }
+    let bad = || format!("`{text}` is no limit; write it like 3/10m, or none");
+    let (times, period) = text.split_once('/').ok_or_else(bad)?;
+    match times.parse() {
+        Ok(0) | Err(_) => Err(bad()),
+        Ok(times) => Ok((times, duration(period)?)),
+    }
+}
+
 /// A port that can be listened on.
 pub fn port(text: &str) -> Result<u16, String> {
     match text.parse() {
@@ -158,6 +195,20 @@ mod tests {
         for bad in ["", "5", "0s", "s", "1w", "-1s", "3651d", "18446744073709551615d"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn rules_are_written_as_people_say_them() {
+        assert_eq!(restarts("3/10m"), Ok((3, Duration::from_secs(600))));
+        assert_eq!(restarts("none"), Ok((0, Duration::ZERO)));
+        assert_eq!(apart("web:hard"), Ok(("web".into(), "hard".into())));
+        for bad in ["3", "0/10m", "x/10m", "3/10", "3/"] {
+            assert!(restarts(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "web", "web:", "web:firm", ":hard"] {
+            assert!(apart(bad).is_err(), "{bad}");
+        }
+        assert!(failback("25-3").unwrap_err().contains("22-6"));
     }
 
     #[test]

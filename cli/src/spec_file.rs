@@ -1,12 +1,13 @@
 //! The specification of a VM from a file and from options.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bellwether_proto::v1;
 use bellwether_types::{DiskSpec, RestartPolicy, VmSpec};
 use serde::Deserialize;
 
-use crate::args::CreateArgs;
+use crate::args::{CreateArgs, RuleArgs};
 use crate::exit::{Exit, Failure};
 use crate::parse;
 
@@ -14,12 +15,13 @@ use crate::parse;
 const FILE_LEN_MAX: u64 = 1 << 20;
 
 /// A specification in which nodes are still the words of the administrator.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Draft {
     /// Complete but for `possible_owners`.
     pub spec: VmSpec,
     /// Names or numbers.
     pub owners: Vec<String>,
+    pub rules: v1::VmChanges,
 }
 
 /// What a specification file may say.
@@ -38,6 +40,13 @@ struct SpecFile {
     possible_owners: Vec<NodeWord>,
     priority: Option<u32>,
     restart: Option<RestartPolicy>,
+    preferred_owners: Option<Vec<NodeWord>>,
+    failback: Option<String>,
+    /// Groups, each with `hard` or `soft`.
+    anti_affinity: Option<BTreeMap<String, String>>,
+    start_after: Option<Vec<String>>,
+    /// Like on the command line: `3/10m`.
+    restarts: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -62,6 +71,7 @@ pub fn draft(args: &CreateArgs) -> Result<Draft, Failure> {
         Some(path) => read(path)?,
         None => SpecFile::default(),
     };
+    let rules = rules(&args.rules, &file)?;
     let missing = |what| move || Failure::usage(format!("the VM's {what} is missing"));
     let memory_mib = match (args.memory, &file.memory, file.memory_mib) {
         (Some(mib), _, _) => mib,
@@ -85,10 +95,37 @@ pub fn draft(args: &CreateArgs) -> Result<Draft, Failure> {
     // What can be known here is said here, with the exit code for a wrong command line.
     spec.validate().map_err(|error| Failure::usage(error.to_string()))?;
     let owners = match args.owners.is_empty() {
-        true => file.possible_owners.into_iter().map(NodeWord::into_word).collect(),
+        true => file.possible_owners.iter().map(NodeWord::word).collect(),
         false => args.owners.clone(),
     };
-    Ok(Draft { spec, owners })
+    Ok(Draft { spec, owners, rules })
+}
+
+/// The rules of the file in the words of the command line, under the options.
+fn rules(args: &RuleArgs, file: &SpecFile) -> Result<v1::VmChanges, Failure> {
+    let usage = |reason: String| Failure::usage(reason);
+    let apart = |(group, how): (&String, &String)| parse::apart(&format!("{group}:{how}"));
+    let from_file = RuleArgs {
+        prefer: file.preferred_owners.as_ref().map(|all| all.iter().map(NodeWord::word).collect()),
+        failback: file.failback.as_deref().map(parse::failback).transpose().map_err(usage)?,
+        apart: file
+            .anti_affinity
+            .as_ref()
+            .map(|groups| groups.iter().map(apart).collect())
+            .transpose()
+            .map_err(usage)?,
+        after: file.start_after.clone(),
+        restarts: file.restarts.as_deref().map(parse::restarts).transpose().map_err(usage)?,
+    };
+    let (given, file) = (args.changes(), from_file.changes());
+    Ok(v1::VmChanges {
+        preferred_owners: given.preferred_owners.or(file.preferred_owners),
+        failback: if given.failback.is_empty() { file.failback } else { given.failback },
+        anti_affinity: given.anti_affinity.or(file.anti_affinity),
+        start_after: given.start_after.or(file.start_after),
+        restart_limit: given.restart_limit.or(file.restart_limit),
+        ..v1::VmChanges::default()
+    })
 }
 
 fn disks(given: &[DiskSpec], file: Vec<DiskEntry>) -> Result<Vec<DiskSpec>, Failure> {
@@ -104,10 +141,10 @@ fn disks(given: &[DiskSpec], file: Vec<DiskEntry>) -> Result<Vec<DiskSpec>, Fail
 }
 
 impl NodeWord {
-    fn into_word(self) -> String {
+    fn word(&self) -> String {
         match self {
             Self::Number(number) => number.to_string(),
-            Self::Name(name) => name,
+            Self::Name(name) => name.clone(),
         }
     }
 }
@@ -157,7 +194,7 @@ mod tests {
     fn options_make_a_specification() {
         let args = create(
             "bell vm create web --memory 256M --kernel /k --disk path=/d,format=raw,readonly \
-             --owner n1 --owner 2 --priority 5 --restart never --cmdline --tick=5",
+             --owner n1 --owner 2 --priority 5 --restart never --cmdline --tick=5 --apart web:hard",
         );
         let draft = draft(&args).unwrap();
         assert_eq!((draft.spec.memory_mib, draft.spec.vcpus, draft.spec.priority), (256, 1, 5));
@@ -165,6 +202,7 @@ mod tests {
         assert_eq!(draft.spec.restart, RestartPolicy::Never);
         assert_eq!(draft.spec.cmdline, "--tick=5");
         assert_eq!(draft.owners, ["n1", "2"]);
+        assert_eq!(draft.rules.anti_affinity.unwrap().groups["web"], "hard");
     }
 
     #[test]
@@ -174,17 +212,24 @@ mod tests {
         std::fs::write(
             &toml,
             "name = 'web'\nmemory = '1G'\nkernel = '/k'\npossible_owners = ['n1', 2]\n\
+             restarts = '3/10m'\nanti_affinity = { web = 'soft' }\nstart_after = ['db']\n\
+             preferred_owners = [2, 'n1']\nfailback = '22-6'\n\
              [[disks]]\npath = '/d'\nformat = 'raw'\n",
         )
         .unwrap();
         let same = r#"{"name":"web","memory_mib":1024,"kernel":"/k","possible_owners":["n1",2],
+            "restarts":"3/10m","anti_affinity":{"web":"soft"},"start_after":["db"],
+            "preferred_owners":[2,"n1"],"failback":"22-6",
             "disks":[{"path":"/d","format":"raw"}]}"#;
         std::fs::write(&json, same).unwrap();
         let from = |path: &Path, rest: &str| {
             draft(&create(&format!("bell vm create -f {} {rest}", path.display())))
         };
         assert_eq!(from(&toml, "").unwrap(), from(&json, "").unwrap());
-        let draft = from(&toml, "other --memory 2G").unwrap();
+        let draft = from(&toml, "other --memory 2G --after none").unwrap();
+        assert_eq!(draft.rules.restart_limit.unwrap().period_s, 600);
+        assert_eq!(draft.rules.preferred_owners.unwrap().nodes, ["2", "n1"]);
+        assert_eq!(draft.rules.start_after.unwrap().vms, [""; 0], "the option goes before");
         assert_eq!((draft.spec.name.as_str(), draft.spec.memory_mib), ("other", 2048));
         assert_eq!(draft.owners, ["n1", "2"]);
     }
@@ -199,6 +244,7 @@ mod tests {
             ("name = 'web'\nmemory = '0M'\nkernel = '/k'", "needs memory"),
             ("name = 'web'\nmemory = '3M'\nkernel = '/k'", "multiple of 2"),
             ("name = 'web'\nmemory = '2M'\nkernel = 'k'", "absolute"),
+            ("name = 'web'\nmemory = '2M'\nkernel = '/k'\nfailback = 'soon'", "22-6"),
             ("name = 'web'\nmemory = '2M'\nmemory_mib = 2\nkernel = '/k'", "both"),
             (
                 "name = 'web'\nmemory = '2M'\nkernel = '/k'\ndisks = [{path='/d', format='qcow2'}]",

@@ -95,7 +95,8 @@ impl TryFrom<v1::VmSpec> for VmSpec {
     }
 }
 
-fn restart_policy(word: String) -> Result<RestartPolicy, ConvertError> {
+/// The policy for a word; none is the default.
+pub fn restart_policy(word: String) -> Result<RestartPolicy, ConvertError> {
     match word.as_str() {
         "" | "restart" => Ok(RestartPolicy::Restart),
         "never" => Ok(RestartPolicy::Never),

@@ -3,8 +3,9 @@
 #![forbid(unsafe_code)]
 
 mod convert;
+pub mod rules;
 
-pub use convert::ConvertError;
+pub use convert::{ConvertError, restart_policy};
 
 /// The generated code of the package `bellwether.v1`.
 #[allow(clippy::all, clippy::pedantic, missing_docs)]

@@ -2,8 +2,8 @@
 
 use anyhow::{Result, bail};
 
-use crate::command::{cargo, guest_cargo, options, root, run};
-use crate::setup;
+use crate::command::{cargo, guest_cargo, options, run, target_dir};
+use crate::{scale, setup};
 
 const DEMO_HELP: &str = "\
 Three nodes on this machine run, move and rescue a real VM.
@@ -24,6 +24,7 @@ const BENCH_HELP: &str = "\
 Measurements.
 
 Usage: cargo xtask bench migrate [--json] [--quick] [--debug]
+       cargo xtask bench scale --help
 
 migrate: how long a guest stands still when it is moved. 20 moves each with 256 MiB, 1 GiB and
 4 GiB of filled memory, and what the same storage gives to a plain direct writer in the same run.
@@ -45,6 +46,9 @@ pub fn bench(arguments: &[&str]) -> Result<()> {
         Some((name, rest)) if !name.starts_with('-') => (*name, rest),
         _ => ("", arguments),
     };
+    if name == "scale" {
+        return scale::bench(rest);
+    }
     if !options(rest, &["--json", "--quick", "--debug"], BENCH_HELP)? {
         return Ok(());
     }
@@ -80,12 +84,6 @@ const PROGRAM_PACKAGES: [&str; 5] = [
     "bell",
     "bellwether-cluster-tests",
 ];
-
-pub fn target_dir(debug: bool) -> std::path::PathBuf {
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into);
-    target.join(if debug { "debug" } else { "release" })
-}
 
 pub fn build_guest() -> Result<()> {
     run(&mut guest_cargo(&["build", "--release", "--bin", "bellwether-guest"]))

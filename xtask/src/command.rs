@@ -30,6 +30,13 @@ pub fn guest_cargo(arguments: &[&str]) -> Command {
     command
 }
 
+/// Where programs are built.
+pub fn target_dir(debug: bool) -> PathBuf {
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into);
+    target.join(if debug { "debug" } else { "release" })
+}
+
 /// Runs a program that has to succeed, and says which it is.
 pub fn run(command: &mut Command) -> Result<()> {
     let line = describe(command);

@@ -7,6 +7,7 @@ mod check_deps;
 mod cluster;
 mod command;
 mod package;
+mod scale;
 mod setup;
 mod source;
 mod verify;
@@ -24,7 +25,7 @@ Commands:
   demo        Three nodes on this machine run, move and rescue a real VM
   test        Set up, build, and run all tests
   verify      What CI runs: formatting, lints, dependency rules, licences, then all tests
-  bench       Measurements, e.g. `cargo xtask bench migrate`
+  bench       Measurements: `cargo xtask bench migrate`, `cargo xtask bench scale`
   package     Make the Debian packages that users install
   check-deps  Check which crate may use what, and where unsafe code may be
   setup       Install what is missing on this machine

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::ClusterSet;
 use crate::parse;
 
 #[derive(Subcommand, Debug)]
@@ -32,6 +33,12 @@ pub enum ClusterCommand {
         #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse::duration)]
         ttl: Duration,
     },
+    /// Change settings of the cluster; `bell cluster status` shows them
+    ///
+    /// What is not named stays as it is.
+    #[command(after_help = "Examples:\n  bell cluster set --reserve-nodes 1\n  \
+        bell cluster set --quarantine-after 3 --quarantine-window 1h --quarantine-time 1h")]
+    Set(ClusterSet),
     /// Show the controllers, who leads, and how many nodes and VMs are up
     #[command(after_help = "Example:\n  bell cluster status")]
     Status,

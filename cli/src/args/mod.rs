@@ -2,6 +2,7 @@
 
 mod cluster;
 mod node;
+mod rules;
 mod vm;
 mod watch;
 
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use cluster::{ClusterCommand, ContextAdd, ContextCommand, InitArgs, JoinRole};
 pub use node::{ConfirmDown, NodeCommand};
+pub use rules::{ClusterSet, RuleArgs, SetArgs};
 pub use vm::{ConsoleArgs, CreateArgs, OnNode, StopArgs, VmCommand, VmName};
 pub use watch::{EventCommand, EventList, TaskCommand};
 

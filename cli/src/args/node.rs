@@ -21,6 +21,12 @@ pub enum NodeCommand {
     /// Let a drained node run VMs again
     #[command(after_help = "Example:\n  bell node resume n1")]
     Resume(NodeName),
+    /// Let a node in quarantine get new VMs again, and forget how often it was lost
+    ///
+    /// A node that is lost again and again gets no new VMs for a while; the VMs on it stay. At most
+    /// a quarter of the nodes is in quarantine. `bell cluster set` changes after how many losses.
+    #[command(after_help = "Example:\n  bell node unquarantine n1")]
+    Unquarantine(NodeName),
     /// Assert that an unknown node is switched off, so that its VMs may start elsewhere
     ///
     /// The cluster cannot check this assertion: on this word alone it starts the node's VMs

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bellwether_types::{DiskSpec, RestartPolicy};
 use clap::{Args, Subcommand};
 
+use super::{RuleArgs, SetArgs};
 use crate::parse;
 
 #[derive(Subcommand, Debug)]
@@ -13,12 +14,22 @@ pub enum VmCommand {
     /// Define a VM, from options or from a file
     ///
     /// A file has the keys name, memory, vcpus, kernel, cmdline, disks (path, format, read_only),
-    /// possible_owners, priority and restart. Options on the command line go before the file.
+    /// possible_owners, priority, restart, preferred_owners, failback, anti_affinity, start_after and
+    /// restarts. Options on the command line go before the file.
     #[command(after_help = "Examples:\n  \
         bell vm create web-1 --memory 1G --vcpus 2 --kernel /srv/guests/web.elf \
         --disk path=/srv/bellwether/web-1.raw,format=raw --start\n  \
         bell vm create -f web-1.toml --start")]
     Create(Box<CreateArgs>),
+    /// Change rules of a VM, whether it runs or not
+    ///
+    /// What is not named stays as it is; `none` takes a list away. A change moves no VM by itself:
+    /// it counts from the next start, move or failover on. Only a failback policy can begin a move.
+    #[command(after_help = "Examples:\n  \
+        bell vm set web-1 --prefer n1,n2 --failback 22-6\n  \
+        bell vm set web-1 --apart web:hard --after db-1 --restarts 3/10m\n  \
+        bell vm set web-1 --owner none --priority 10")]
+    Set(Box<SetArgs>),
     /// List the VMs
     #[command(after_help = "Example:\n  bell vm list")]
     List,
@@ -126,6 +137,8 @@ pub struct CreateArgs {
     /// Start it when it is made
     #[arg(long)]
     pub start: bool,
+    #[command(flatten)]
+    pub rules: RuleArgs,
 }
 
 #[derive(Args, Debug)]

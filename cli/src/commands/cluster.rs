@@ -7,7 +7,7 @@ use bellwether_proto::v1;
 use serde_json::json;
 
 use super::Session;
-use crate::args::{ClusterCommand, InitArgs, JoinRole};
+use crate::args::{ClusterCommand, ClusterSet, InitArgs, JoinRole};
 use crate::client::Cluster;
 use crate::contexts::{Context, ContextFile};
 use crate::exit::{Exit, Failure, Subject};
@@ -17,6 +17,7 @@ pub async fn run(session: &Session<'_>, command: ClusterCommand) -> Result<(), F
     match command {
         ClusterCommand::Init(args) => init(session, args),
         ClusterCommand::JoinToken { role, ttl } => join_token(session, role, ttl).await,
+        ClusterCommand::Set(args) => set(session, &args).await,
         ClusterCommand::Status => status(session).await,
     }
 }
@@ -164,6 +165,21 @@ pub async fn cluster_status(cluster: &Cluster) -> Result<v1::ClusterStatus, Fail
             client.get_cluster_status(v1::ClusterStatusRequest {}).await
         })
         .await
+}
+
+async fn set(session: &Session<'_>, args: &ClusterSet) -> Result<(), Failure> {
+    let request = args.request();
+    if request == v1::SetClusterRequest::default() {
+        return Err(Failure::usage("nothing is to be changed")
+            .remedy("`bell cluster set --help` shows the settings"));
+    }
+    let status = session
+        .cluster()?
+        .act("change the cluster's settings", &Subject::Cluster, async |mut client| {
+            client.set_cluster(request).await
+        })
+        .await?;
+    session.output.result(&status.to_json(), || status_sheet(&status))
 }
 
 async fn status(session: &Session<'_>) -> Result<(), Failure> {

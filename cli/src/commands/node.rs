@@ -37,6 +37,13 @@ pub async fn run(session: &Session<'_>, command: NodeCommand) -> Result<(), Fail
             });
             finish(session, &cluster, reply.await?).await
         }
+        NodeCommand::Unquarantine(name) => {
+            let request = v1::NodeRequest { node: name.node, confirm: String::new() };
+            let reply = act(&cluster, "end the quarantine of", &request, async |mut c, request| {
+                c.unquarantine_node(request).await
+            });
+            finish(session, &cluster, reply.await?).await
+        }
         NodeCommand::ConfirmDown(args) => confirm_down(session, &cluster, args).await,
     }
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use tonic::{Response, Status};
 
 use super::{Session, check_tasks, node};
-use crate::args::{CreateArgs, OnNode, StopArgs, VmCommand};
+use crate::args::{CreateArgs, OnNode, SetArgs, StopArgs, VmCommand};
 use crate::client::{Client, Cluster};
 use crate::console;
 use crate::exit::{Failure, Subject};
@@ -17,6 +17,9 @@ pub async fn run(session: &Session<'_>, command: VmCommand) -> Result<(), Failur
     // A specification that cannot be is refused before anybody is asked.
     if let VmCommand::Create(args) = command {
         return create(session, &args).await;
+    }
+    if let VmCommand::Set(args) = command {
+        return set(session, &args).await;
     }
     let cluster = session.cluster()?;
     match command {
@@ -85,6 +88,7 @@ async fn change(
                 .await
         }
         VmCommand::Create(_)
+        | VmCommand::Set(_)
         | VmCommand::List
         | VmCommand::Show(_)
         | VmCommand::Console(_)
@@ -155,12 +159,29 @@ async fn create(session: &Session<'_>, args: &CreateArgs) -> Result<(), Failure>
         let numbers = owner_numbers(&draft.owners, &node::all(&cluster).await?)?;
         draft.spec.possible_owners = numbers.into_iter().map(NodeId).collect();
     }
-    let request =
-        v1::CreateVmRequest { spec: Some(v1::VmSpec::from(&draft.spec)), start: args.start };
+    let request = v1::CreateVmRequest {
+        spec: Some(v1::VmSpec::from(&draft.spec)),
+        start: args.start,
+        rules: Some(draft.rules),
+    };
     let name = draft.spec.name;
     let reply =
         act(&cluster, "create", &name, request, async |mut c, r| c.create_vm(r).await).await?;
     finish(session, &cluster, reply).await
+}
+
+async fn set(session: &Session<'_>, args: &SetArgs) -> Result<(), Failure> {
+    let changes = args.changes();
+    if changes == v1::VmChanges::default() {
+        return Err(Failure::usage(format!("nothing is to be changed of VM {}", args.vm))
+            .remedy("`bell vm set --help` shows the rules"));
+    }
+    let cluster = session.cluster()?;
+    let request = v1::SetVmRequest { vm: args.vm.clone(), changes: Some(changes) };
+    let reply =
+        act(&cluster, "change", &args.vm, request, async |mut c, r| c.set_vm(r).await).await?;
+    let vm = reply.vm.unwrap_or_default();
+    session.output.result(&vm.to_json(), || vm_sheet(&vm))
 }
 
 async fn delete(session: &Session<'_>, cluster: &Cluster, vm: String) -> Result<(), Failure> {

@@ -37,12 +37,23 @@ impl ToJson for v1::ClusterStatus {
             nodes_total,
             vms_running,
             vms_total,
+            settings,
         } = self;
         json!({
             "cluster_id": cluster_id, "name": name, "storage": storage, "leader": leader,
             "term": term, "last_applied": last_applied, "controllers": controllers.to_json(),
             "nodes_online": nodes_online, "nodes_total": nodes_total,
-            "vms_running": vms_running, "vms_total": vms_total,
+            "vms_running": vms_running, "vms_total": vms_total, "settings": settings.to_json(),
+        })
+    }
+}
+
+impl ToJson for v1::ClusterSettings {
+    fn to_json(&self) -> Value {
+        let Self { reserve_nodes, quarantine_exits, quarantine_window_s, quarantine_s } = self;
+        json!({
+            "reserve_nodes": reserve_nodes, "quarantine_exits": quarantine_exits,
+            "quarantine_window_s": quarantine_window_s, "quarantine_s": quarantine_s,
         })
     }
 }
@@ -84,12 +95,15 @@ impl ToJson for v1::Node {
             vms,
             heard_ms_ago,
             reason,
+            quarantine_left_s,
+            losses,
         } = self;
         json!({
             "id": id, "name": name, "address": address, "phase": phase, "boot_id": boot_id,
             "memory_mib": memory_mib, "memory_used_mib": memory_used_mib,
             "vcpus": vcpus, "vcpus_used": vcpus_used, "version": version, "vms": vms,
             "heard_ms_ago": heard_ms_ago, "reason": reason,
+            "quarantine_left_s": quarantine_left_s, "losses": losses,
         })
     }
 }
@@ -109,12 +123,31 @@ impl ToJson for v1::Vm {
             arbiter,
             fence_proof,
             pending,
+            rules,
         } = self;
         json!({
             "id": id, "spec": spec.to_json(), "desired": desired, "state": state,
             "reason": reason, "epoch": epoch, "node": node, "task": task,
             "state_file": state_file.to_json(), "arbiter": arbiter, "fence_proof": fence_proof,
-            "pending": pending,
+            "pending": pending, "rules": rules.to_json(),
+        })
+    }
+}
+
+impl ToJson for v1::VmRules {
+    fn to_json(&self) -> Value {
+        let Self {
+            preferred_owners,
+            failback,
+            anti_affinity,
+            start_after,
+            restarts_max,
+            restarts_period_s,
+        } = self;
+        json!({
+            "preferred_owners": preferred_owners, "failback": failback,
+            "anti_affinity": anti_affinity, "start_after": start_after,
+            "restarts_max": restarts_max, "restarts_period_s": restarts_period_s,
         })
     }
 }

@@ -84,7 +84,7 @@ pub fn nodes(nodes: &[v1::Node]) -> Table {
         table.row(vec![
             node.name.clone(),
             node.id.to_string(),
-            node.phase.clone(),
+            phase(node),
             node.address.clone(),
             format!("{}/{}", memory(node.memory_used_mib), memory(node.memory_mib)),
             format!("{}/{}", node.vcpus_used, node.vcpus),
@@ -93,6 +93,14 @@ pub fn nodes(nodes: &[v1::Node]) -> Table {
         ]);
     }
     table
+}
+
+/// The phase, and what an administrator must not overlook beside it.
+fn phase(node: &v1::Node) -> String {
+    match node.quarantine_left_s {
+        0 => node.phase.clone(),
+        _ => format!("{}, quarantine", node.phase),
+    }
 }
 
 fn heard(node: &v1::Node) -> String {
@@ -106,8 +114,9 @@ pub fn node(node: &v1::Node) -> String {
     let mut sheet = Sheet::new();
     sheet
         .add("Node", format!("{} (number {})", node.name, node.id))
-        .add("Phase", node.phase.clone())
+        .add("Phase", phase(node))
         .add("Reason", node.reason.clone())
+        .add("Quarantine", quarantine(node))
         .add("Address", node.address.clone())
         .add("Heard", heard(node))
         .add(
@@ -119,6 +128,14 @@ pub fn node(node: &v1::Node) -> String {
         .add("Boot id", node.boot_id.clone())
         .add("Version", node.version.clone());
     sheet.render()
+}
+
+fn quarantine(node: &v1::Node) -> String {
+    match (node.quarantine_left_s, node.losses) {
+        (0, 0) => String::new(),
+        (0, losses) => format!("none; lost {losses} times of late"),
+        (left, _) => format!("gets no new VMs for {} more", coarse(left * 1_000)),
+    }
 }
 
 pub fn vms(vms: &[v1::Vm]) -> Table {
@@ -171,7 +188,9 @@ pub fn vm(vm: &v1::Vm) -> String {
     sheet
         .add("Owners", if owners.is_empty() { "every node".into() } else { owners.join(", ") })
         .add("Priority", spec.priority.to_string())
-        .add("Restart", spec.restart.clone())
+        .add("Restart", spec.restart.clone());
+    rules(&mut sheet, &vm.rules.clone().unwrap_or_default());
+    sheet
         .add("Arbiter", vm.arbiter.clone())
         .add("Epoch", vm.epoch.to_string())
         .add("Fence proof", vm.fence_proof.clone());
@@ -179,6 +198,24 @@ pub fn vm(vm: &v1::Vm) -> String {
         sheet.add("State file", format!("{} ({})", file.path, mebibytes(file.bytes)));
     }
     sheet.render()
+}
+
+/// The rules that say something.
+fn rules(sheet: &mut Sheet, rules: &v1::VmRules) {
+    let nodes: Vec<_> = rules.preferred_owners.iter().map(u64::to_string).collect();
+    let groups: Vec<_> =
+        rules.anti_affinity.iter().map(|(group, how)| format!("{group} ({how})")).collect();
+    sheet.add("Prefers", nodes.join(", "));
+    if !nodes.is_empty() {
+        let hours = rules.failback.contains('-');
+        let unit = if hours { " o'clock UTC" } else { "" };
+        sheet.add("Failback", format!("{}{unit}", rules.failback));
+    }
+    sheet.add("Apart", groups.join(", ")).add("Starts after", rules.start_after.join(", "));
+    if rules.restarts_max > 0 {
+        let period = coarse(rules.restarts_period_s * 1_000);
+        sheet.add("Restarts", format!("at most {} within {period}", rules.restarts_max));
+    }
 }
 
 pub fn tasks(tasks: &[v1::Task], now_ms: u64) -> Table {
@@ -290,6 +327,9 @@ pub fn cluster_status(status: &v1::ClusterStatus) -> String {
         .add("Nodes", format!("{} of {} online", status.nodes_online, status.nodes_total))
         .add("VMs", format!("{} of {} running", status.vms_running, status.vms_total))
         .add("Storage", status.storage.clone());
+    if let Some(known) = status.settings {
+        settings(&mut sheet, known);
+    }
     let mut table = Table::new(&["CONTROLLER", "ID", "ADDRESS", "ROLE", "LOG"]);
     for controller in &status.controllers {
         let member = controller.member.clone().unwrap_or_default();
@@ -302,6 +342,22 @@ pub fn cluster_status(status: &v1::ClusterStatus) -> String {
         ]);
     }
     format!("{}\n{}", sheet.render(), table.render(None))
+}
+
+fn settings(sheet: &mut Sheet, settings: v1::ClusterSettings) {
+    let reserve = match settings.reserve_nodes {
+        0 => "none kept".to_owned(),
+        nodes => format!("room for the loss of {nodes} kept"),
+    };
+    let quarantine = match settings.quarantine_exits {
+        0 => "never".to_owned(),
+        exits => format!(
+            "{} after {exits} losses within {}",
+            coarse(settings.quarantine_s * 1_000),
+            coarse(settings.quarantine_window_s * 1_000)
+        ),
+    };
+    sheet.add("Reserve", reserve).add("Quarantine", quarantine);
 }
 
 const fn raft_role(controller: &v1::ControllerStatus) -> &'static str {

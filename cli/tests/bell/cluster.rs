@@ -55,6 +55,26 @@ fn a_verb_that_does_not_wait_prints_the_number_of_the_task() {
 }
 
 #[test]
+fn rules_and_settings_are_changed_by_what_is_named() {
+    let (lab, calls) = Lab::with(Conduct::Serve);
+    let set = lab.bell("vm set web-1 --prefer n2,n1 --failback 22-6 --apart web:hard -o json");
+    assert_eq!(set.json()["rules"]["anti_affinity"]["web"], "hard", "{set:?}");
+    assert_eq!(
+        lab.bell("cluster set --reserve-nodes 1 -o json").json()["settings"]["reserve_nodes"],
+        1
+    );
+    assert_eq!(lab.bell("node unquarantine n1").stdout, "node n1 is online\n");
+    let asked = ["set web-1 [\"n2\", \"n1\"] 22-6", "set-cluster 1", "unquarantine n1"];
+    assert_eq!(*calls.lock().unwrap(), asked);
+    for nothing in ["vm set web-1", "cluster set"] {
+        let refused = lab.bell(nothing);
+        assert_eq!(refused.code, 2, "{refused:?}");
+        assert!(refused.stderr.contains("nothing is to be changed"), "{refused:?}");
+    }
+    assert_eq!(lab.bell("vm set web-1 --apart web").code, 2);
+}
+
+#[test]
 fn a_drain_waits_until_the_node_is_empty() {
     let (lab, calls) = Lab::with(Conduct::Serve);
     let drained = lab.bell("node drain n1");

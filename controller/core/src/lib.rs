@@ -2,9 +2,10 @@
 //!
 //! The replicated [`State`] changes only through [`State::apply`], which is deterministic: the
 //! leader stamps time and identities into every [`Command`]. What to do next is decided by pure
-//! functions of the state and of what agents reported: [`reconcile::plan`] starts tasks,
-//! [`saga::next_action`] moves one task a step further, [`planner::choose`] finds a node and says
-//! why not the others. The shell around this crate does the I/O and feeds the results back.
+//! functions of the state and of what agents reported: [`reconcile::plan`] starts tasks and gives
+//! those that wait a node, [`saga::next_action`] moves one task a step further,
+//! [`planner::choose`] finds a node and says why not the others. [`forecast::forecast`] runs all of
+//! them on a copy in virtual time. The shell around this crate does the I/O and feeds the results back.
 //!
 //! ```text
 //!   agents' reports --> Observed --\
@@ -19,6 +20,8 @@ pub mod command;
 pub mod config;
 pub mod contact;
 pub mod leading;
+pub mod explain;
+pub mod forecast;
 pub mod observe;
 pub mod planner;
 pub mod reconcile;

@@ -78,6 +78,15 @@ pub fn choose(state: &State, wish: &Wish<'_>) -> Result<Choice, NoNode> {
     Planner::new(state).choose(wish)
 }
 
+/// Why a node that was chosen a moment ago will not do any more: something else has taken its room.
+pub(crate) fn taken(state: &State, task: &Task, vm: &Vm, node: NodeId) -> Option<String> {
+    let node = state.nodes.get(&node)?;
+    let candidate = Candidate { node, used: state.used_on(node.id) };
+    let planner = Planner { state, nodes: Vec::new(), placed: BTreeMap::new() };
+    let judged = candidate.judge(&Wish::of(task, vm), &planner.neighbours(vm));
+    judged.err().map(|reason| format!("{} was chosen, and now {reason}", node.name))
+}
+
 /// What speaks for or against each node now, for whoever asks why a VM is not elsewhere.
 pub fn judge(state: &State, wish: &Wish<'_>) -> Vec<(NodeId, Result<Free, Reason>)> {
     let planner = Planner::new(state);

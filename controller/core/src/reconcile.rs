@@ -2,6 +2,7 @@
 //! and says which commands follow. Pure; the shell calls it on every change and on a timer.
 
 mod moves;
+mod placing;
 
 use bellwether_types::{BootId, Epoch, NodeId, VmId};
 
@@ -40,6 +41,7 @@ pub fn plan(
     needs.sort_by_key(|(vm, _)| (std::cmp::Reverse(vm.spec.priority), vm.id));
     changes.extend(needs.into_iter().map(|(vm, need)| begin(vm, need, None)));
     changes.extend(moves::moves(state, timing, now));
+    changes.extend(placing::placements(state, observed, now));
     changes
 }
 

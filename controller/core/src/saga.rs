@@ -161,7 +161,27 @@ fn choose(state: &State, observed: &Observed, task: &Task, vm: &Vm) -> Action {
     {
         return action;
     }
-    Action::Advance(place(state, &planner::Wish::of(task, vm)))
+    match place(state, &planner::Wish::of(task, vm)) {
+        StepEvent::NoNode { reason } if is_known(task, vm, &reason) => {
+            Action::Wait { until: u64::MAX }
+        }
+        event => Action::Advance(event),
+    }
+}
+
+/// Whether a task waits for a node and nothing else, so that the leader's next round of planning
+/// can find one for it.
+pub(crate) fn needs_node(state: &State, observed: &Observed, task: &Task, vm: &Vm) -> bool {
+    let proof = || match (&vm.place, &task.proof) {
+        (Place::Revoked(old), None) => prove(state, observed, task, vm, old),
+        _ => None,
+    };
+    task.is_waiting() && lost_runner(state, vm).is_none() && proof().is_none()
+}
+
+/// Whether a reason has been noted already: saying it again would only make the log grow.
+pub(crate) fn is_known(task: &Task, vm: &Vm, reason: &str) -> bool {
+    task.tried.is_empty() && vm.pending.as_deref() == Some(reason)
 }
 
 fn place(state: &State, wish: &planner::Wish<'_>) -> StepEvent {

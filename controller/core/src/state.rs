@@ -251,6 +251,28 @@ pub struct Placed {
 }
 
 impl Vm {
+    /// A VM that has never run.
+    pub fn new(id: VmId, spec: VmSpec, rules: VmRules, at: u64) -> Self {
+        Self {
+            id,
+            desired: Desired::Stopped,
+            paused: false,
+            epoch: Epoch(0),
+            place: Place::Stopped,
+            task: None,
+            last_proof: None,
+            pending: None,
+            failures: 0,
+            retry_at: 0,
+            changed_at: at,
+            spec,
+            rules,
+            restarts: Vec::new(),
+            halted: None,
+            placed: None,
+        }
+    }
+
     /// Disks on shared storage carry exact locks, so the storage arbitrates; without a disk to
     /// write the claim file on the storage still does.
     pub fn arbiter(&self) -> Arbiter {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bellwether_core::state::Event;
 use bellwether_core::{Member, Node, Observed, Place, State, Task, TaskKind, Vm, planner};
 use bellwether_proto::v1;
-use bellwether_types::VmState;
+use bellwether_types::{Strength, VmRules, VmState};
 
 pub fn member(member: &Member) -> v1::Member {
     v1::Member {
@@ -34,6 +34,10 @@ pub fn node(state: &State, observed: &Observed, now: u64, node: &Node) -> v1::No
         heard_ms_ago: report.map(|report| now.saturating_sub(report.heard_at)),
         reason: phase_reason(state, node, &vms),
         vms,
+        quarantine_left_s: node
+            .quarantined_until
+            .map_or(0, |until| until.saturating_sub(now).div_ceil(1_000).max(1)),
+        losses: u32::try_from(node.losses.len()).unwrap_or(u32::MAX),
     }
 }
 
@@ -45,6 +49,11 @@ fn phase_reason(state: &State, node: &Node, vms: &[String]) -> String {
         Liveness::Unknown { .. } => "its agent is not heard from; its VMs may be running".into(),
         Liveness::Fenced { proof } => proof.to_string(),
         Liveness::Online if node.cordoned && !vms.is_empty() => held_up(state, node),
+        Liveness::Online if node.quarantined_until.is_some() => format!(
+            "in quarantine: it was lost {} times; `bell node unquarantine {}` ends that",
+            node.losses.len(),
+            node.name
+        ),
         Liveness::Online => String::new(),
     }
 }
@@ -82,6 +91,21 @@ pub fn vm(state: &State, observed: &Observed, vm: &Vm) -> v1::Vm {
         arbiter: vm.arbiter().to_string(),
         fence_proof: vm.last_proof.as_ref().map(|proof| proof.kind().into()).unwrap_or_default(),
         pending: vm.pending.clone().unwrap_or_default(),
+        rules: Some(rules(state, &vm.rules)),
+    }
+}
+
+fn rules(state: &State, rules: &VmRules) -> v1::VmRules {
+    let limit = rules.restart_limit;
+    let strength =
+        |(group, strength): (&String, &Strength)| (group.clone(), strength.as_str().to_owned());
+    v1::VmRules {
+        preferred_owners: rules.preferred_owners.iter().map(|node| node.0).collect(),
+        failback: rules.failback.to_string(),
+        anti_affinity: rules.anti_affinity.iter().map(strength).collect(),
+        start_after: rules.start_after.iter().map(|vm| state.vm_name(*vm)).collect(),
+        restarts_max: limit.map_or(0, |limit| limit.times),
+        restarts_period_s: limit.map_or(0, |limit| limit.period_s),
     }
 }
 
@@ -111,7 +135,10 @@ fn seen_state(state: &State, observed: &Observed, vm: &Vm) -> (VmState, String) 
         (Place::Stopped, Some(TaskKind::Start | TaskKind::Failover)) => {
             (VmState::Starting, String::new())
         }
-        (Place::Stopped, _) => (VmState::Stopped, String::new()),
+        (Place::Stopped, _) => match &vm.halted {
+            Some(reason) => (VmState::Failed, reason.clone()),
+            None => (VmState::Stopped, String::new()),
+        },
     }
 }
 

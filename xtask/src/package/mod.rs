@@ -19,7 +19,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cluster::target_dir;
+use crate::command::target_dir;
 use crate::command::{cargo, is_installed, options, output, root, run};
 use contents::{CRATES, PACKAGES, Package, Source};
 use deb::Tree;

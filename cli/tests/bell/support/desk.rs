@@ -159,11 +159,34 @@ impl Admin for Desk {
         Ok(Response::new(NodeReply { node: Some(node("n1", 1)), tasks: vec![] }))
     }
     async fn create_vm(&self, request: Request<CreateVmRequest>) -> Answer<VmReply> {
-        let CreateVmRequest { spec, start } = request.into_inner();
+        let CreateVmRequest { spec, start, rules: _ } = request.into_inner();
         let spec = spec.unwrap();
         self.enter(format!("create {} {:?} start={start}", spec.name, spec.possible_owners))
             .await?;
         Ok(Response::new(VmReply { vm: Some(vm(&spec.name, "stopped", "")), task: 0 }))
+    }
+    async fn set_vm(&self, request: Request<SetVmRequest>) -> Answer<VmReply> {
+        let SetVmRequest { vm: name, changes } = request.into_inner();
+        let changes = changes.unwrap_or_default();
+        let prefer = changes.preferred_owners.map(|names| names.nodes).unwrap_or_default();
+        self.enter(format!("set {name} {prefer:?} {}", changes.failback)).await?;
+        let rules = VmRules {
+            failback: changes.failback,
+            anti_affinity: changes.anti_affinity.unwrap_or_default().groups,
+            ..Default::default()
+        };
+        let vm = Vm { rules: Some(rules), ..vm(&name, "running", "n1") };
+        Ok(Response::new(VmReply { vm: Some(vm), task: 0 }))
+    }
+    async fn set_cluster(&self, request: Request<SetClusterRequest>) -> Answer<ClusterStatus> {
+        let reserve_nodes = request.get_ref().reserve_nodes.unwrap_or_default();
+        self.enter(format!("set-cluster {reserve_nodes}")).await?;
+        let settings = Some(ClusterSettings { reserve_nodes, ..Default::default() });
+        Ok(Response::new(ClusterStatus { name: "lab".into(), settings, ..Default::default() }))
+    }
+    async fn unquarantine_node(&self, request: Request<NodeRequest>) -> Answer<NodeReply> {
+        self.enter(format!("unquarantine {}", request.get_ref().node)).await?;
+        Ok(Response::new(NodeReply { node: Some(node("n1", 1)), tasks: vec![] }))
     }
     async fn list_vms(&self, _: Request<ListVmsRequest>) -> Answer<ListVmsReply> {
         self.enter("vms").await?;

@@ -152,6 +152,10 @@ impl State {
                 Next::Step(Step::Prepare(attempt))
             }
             StepEvent::Placed { node, why } => {
+                if let Some(taken) = crate::planner::taken(self, task, vm, node) {
+                    task.say(at, taken);
+                    return Next::Step(Step::Choose);
+                }
                 task.say(at, &why);
                 super::rules::note_placement(at, task, vm, node, why);
                 self.choose(at, task, vm, StepEvent::Chosen { node })

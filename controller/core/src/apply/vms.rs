@@ -1,6 +1,6 @@
 //! Commands about VMs, and the beginning of tasks.
 
-use bellwether_types::{Epoch, TaskId, VmId, VmRules, VmSpec};
+use bellwether_types::{TaskId, VmId, VmRules, VmSpec};
 
 use super::{About, Applied};
 use crate::command::{Outcome, Rejection, RejectionKind};
@@ -23,24 +23,7 @@ impl State {
         self.check_fits_somewhere(&spec)?;
         self.check_disks_free(&spec)?;
         self.check_rules(id, &spec.name, &rules)?;
-        let vm = Vm {
-            id,
-            desired: Desired::Stopped,
-            paused: false,
-            epoch: Epoch(0),
-            place: Place::Stopped,
-            task: None,
-            last_proof: None,
-            pending: None,
-            failures: 0,
-            retry_at: 0,
-            changed_at: at,
-            spec,
-            rules,
-            restarts: Vec::new(),
-            halted: None,
-            placed: None,
-        };
+        let vm = Vm::new(id, spec, rules, at);
         let text = format!("VM {} was created", vm.spec.name);
         self.vms.insert(id, vm);
         self.event(at, Level::Info, About::vm(id), text);

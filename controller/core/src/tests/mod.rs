@@ -1,7 +1,9 @@
 //! Tests of the core against a model of nodes, storage and faults.
 
+mod forecast;
 mod formats;
 pub mod model;
+mod packing;
 mod random;
 mod rules;
 mod scenarios;

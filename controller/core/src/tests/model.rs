@@ -151,11 +151,15 @@ impl Model {
     }
 
     pub fn create(&mut self, name: &str) -> VmId {
+        self.create_of(name, 256, 1)
+    }
+
+    pub fn create_of(&mut self, name: &str, memory_mib: u64, vcpus: u32) -> VmId {
         let id = VmId::from_uuid(self.uuid());
         let spec = VmSpec {
             name: name.into(),
-            vcpus: 1,
-            memory_mib: 256,
+            vcpus,
+            memory_mib,
             kernel: "/k".into(),
             cmdline: String::new(),
             disks: vec![],

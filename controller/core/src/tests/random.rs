@@ -7,7 +7,7 @@ use crate::state::Desired;
 use crate::{Outcome, Place, TaskKind};
 
 /// A small generator (xorshift64*), so that a run is its seed.
-struct Chance(u64);
+pub struct Chance(pub u64);
 
 impl Chance {
     fn next(&mut self) -> u64 {
@@ -16,7 +16,7 @@ impl Chance {
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33
     }
-    fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
     fn pick<T: Copy>(&mut self, from: &[T]) -> Option<T> {

@@ -289,3 +289,44 @@ fn rules_name_what_exists() {
     assert!(refused.text.contains("no VM"), "{refused}");
     assert_eq!(set(&mut model, vm, VmPatch::default()), Outcome::Unchanged);
 }
+
+/// Each task alone would have chosen the same node: the one with the most room.
+#[test]
+fn tasks_that_choose_at_the_same_time_do_not_share_the_same_room() {
+    let mut model = Model::new(3);
+    // Eight vCPUs a node: three VMs of five do not fit in pairs.
+    let vms: Vec<VmId> = ["a", "b", "c"].iter().map(|name| model.create_of(name, 256, 5)).collect();
+    let tasks: Vec<_> = vms.iter().map(|vm| model.begin(*vm, TaskKind::Start)).collect();
+    let events: Vec<_> = tasks
+        .iter()
+        .map(|task| {
+            let Outcome::Task(id) = task else { panic!("{task:?}") };
+            let task = &model.state.tasks[id];
+            let action = crate::saga::next_action(&model.state, &model.observed, task, model.now);
+            let crate::saga::Action::Advance(event) = action else { panic!("{action:?}") };
+            Change::Advance { task: *id, step_no: task.step_no, event }
+        })
+        .collect();
+    for event in events {
+        model.apply(event);
+    }
+    let on_nodes = model.state.nodes.keys().map(|node| model.state.used_on(*node).vcpus);
+    assert!(on_nodes.max() <= Some(8), "the first one was placed, the others choose again");
+    model.settle(4);
+    let mut nodes: Vec<u64> = vms.iter().map(|vm| node_of(&model, *vm)).collect();
+    nodes.sort_unstable();
+    assert_eq!(nodes, [1, 2, 3]);
+}
+
+#[test]
+fn a_vm_that_waits_says_why_once() {
+    let mut model = Model::new(1);
+    let vm = model.create_of("big", 256, 8);
+    model.begin(vm, TaskKind::Start);
+    let other = model.create("small");
+    model.begin(other, TaskKind::Start);
+    model.settle(2);
+    let before = model.state.next_event;
+    model.settle(200);
+    assert_eq!(model.state.next_event, before);
+}

@@ -55,6 +55,7 @@ impl AdminApi {
             nodes_total: state.nodes.len() as u64,
             vms_running: running as u64,
             vms_total: state.vms.len() as u64,
+            settings: Some(state.settings.into()),
         })
     }
 

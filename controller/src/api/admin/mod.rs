@@ -3,6 +3,7 @@
 
 mod cluster;
 mod nodes;
+mod rules;
 mod tasks;
 mod vms;
 
@@ -50,6 +51,13 @@ impl Admin for AdminApi {
         self.join_token(request.into_inner()).await.map(Response::new)
     }
 
+    async fn set_cluster(
+        &self,
+        request: Request<v1::SetClusterRequest>,
+    ) -> Answer<v1::ClusterStatus> {
+        self.change_cluster(request.into_inner()).await.map(Response::new)
+    }
+
     async fn list_nodes(
         &self,
         _request: Request<v1::ListNodesRequest>,
@@ -72,6 +80,15 @@ impl Admin for AdminApi {
     async fn confirm_node_down(&self, request: Request<v1::NodeRequest>) -> Answer<v1::NodeReply> {
         let who = who(&request)?;
         self.confirm_down(request.into_inner(), who).await.map(Response::new)
+    }
+
+    async fn unquarantine_node(&self, request: Request<v1::NodeRequest>) -> Answer<v1::NodeReply> {
+        let who = who(&request)?;
+        self.unquarantine(&request.into_inner().node, who).await.map(Response::new)
+    }
+
+    async fn set_vm(&self, request: Request<v1::SetVmRequest>) -> Answer<v1::VmReply> {
+        self.change_vm(request.into_inner()).await.map(Response::new)
     }
 
     async fn create_vm(&self, request: Request<v1::CreateVmRequest>) -> Answer<v1::VmReply> {

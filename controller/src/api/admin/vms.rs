@@ -49,7 +49,11 @@ impl AdminApi {
         self.inspect(&spec).await?;
         let id = VmId::from_uuid(Uuid::now_v7());
         let name = spec.name.clone();
-        commit(&self.controller, Change::CreateVm { id, spec }).await?;
+        let rules = self.rules(request.rules.unwrap_or_default())?;
+        if request.start {
+            self.admit(id, &spec, &rules)?;
+        }
+        commit(&self.controller, Change::DefineVm { id, spec, rules }).await?;
         match request.start {
             true => Ok(self.begin(TaskKind::Start, &name, "", who).await?.into_inner()),
             false => self.vm(&name).await,
