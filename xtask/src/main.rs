@@ -6,7 +6,9 @@
 mod check_deps;
 mod cluster;
 mod command;
+mod mutate;
 mod setup;
+mod sim;
 mod source;
 mod verify;
 
@@ -24,6 +26,8 @@ Commands:
   test        Set up, build, and run all tests
   verify      What CI runs: formatting, lints, dependency rules, licences, then all tests
   bench       Measurements, e.g. `cargo xtask bench migrate`
+  sim         Years of failures on the decision code, under seeds
+  mutate-sim  Break the product on purpose: the simulator must notice
   check-deps  Check which crate may use what, and where unsafe code may be
   setup       Install what is missing on this machine
 
@@ -51,6 +55,8 @@ fn run(arguments: &[String]) -> Result<()> {
         "bench" => cluster::bench(&rest),
         "test" => verify::test(&rest),
         "verify" => verify::verify(&rest),
+        "sim" => sim::sim(&rest),
+        "mutate-sim" => mutate::mutate(&rest),
         "check-deps" => check_deps::run(&rest),
         "setup" => setup::run(&rest),
         "help" | "-h" | "--help" => {
