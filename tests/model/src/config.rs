@@ -122,6 +122,8 @@ pub struct Config {
     /// Which invariants are checked, by their names.
     pub invariants: &'static [&'static str],
     pub flaw: Option<Flaw>,
+    /// Take states for one that differ in nothing that could have an effect.
+    pub tidy: bool,
 }
 
 impl Config {

@@ -20,6 +20,7 @@ pub const MOVES: Config = Config {
     faults: &[VmmDies, PowerLoss, AgentDies, SealFails, StartFails],
     invariants: &INVARIANTS,
     flaw: None,
+    tidy: true,
 };
 
 /// Failover among three nodes, with two faults, a server that gives locks up and an operator who
@@ -35,6 +36,7 @@ pub const FAILOVER: Config = Config {
     faults: &[VmmDies, PowerLoss, AgentDies, StorageRevokes, OperatorAsserts],
     invariants: &INVARIANTS,
     flaw: None,
+    tidy: true,
 };
 
 /// The handover of a node that is cut off, during a failover or a migration.
@@ -49,6 +51,7 @@ pub const HANDOVER: Config = Config {
     faults: &[HandOver, VmmDies, PowerLoss, StorageRevokes],
     invariants: &INVARIANTS,
     flaw: None,
+    tidy: true,
 };
 
 /// Leases, the watchdog and the leader's wait.
@@ -63,6 +66,7 @@ pub const LEASE: Config = Config {
     faults: &[VmmStuck, VmmDies, PowerLoss],
     invariants: &INVARIANTS,
     flaw: None,
+    tidy: true,
 };
 
 /// Migration under leases.
@@ -82,6 +86,7 @@ pub const LEASE_OF_TWO: Config = Config {
     faults: &[VmmStuck],
     invariants: &INVARIANTS,
     flaw: None,
+    tidy: true,
 };
 
 /// Two VMs that share hosts, under the storage.
@@ -96,6 +101,7 @@ pub const STORAGE_OF_TWO: Config = Config {
     faults: &[PowerLoss],
     invariants: &INVARIANTS,
     flaw: None,
+    tidy: true,
 };
 
 pub const ALL: [Config; 7] =
