@@ -6,9 +6,11 @@
 mod check_deps;
 mod cluster;
 mod command;
+mod mutate;
 mod package;
 mod scale;
 mod setup;
+mod sim;
 mod source;
 mod verify;
 
@@ -26,6 +28,8 @@ Commands:
   test        Set up, build, and run all tests
   verify      What CI runs: formatting, lints, dependency rules, licences, then all tests
   bench       Measurements: `cargo xtask bench migrate`, `cargo xtask bench scale`
+  sim         Years of failures on the decision code, under seeds
+  mutate-sim  Break the product on purpose: the simulator must notice
   package     Make the Debian packages that users install
   check-deps  Check which crate may use what, and where unsafe code may be
   setup       Install what is missing on this machine
@@ -54,6 +58,8 @@ fn run(arguments: &[String]) -> Result<()> {
         "bench" => cluster::bench(&rest),
         "test" => verify::test(&rest),
         "verify" => verify::verify(&rest),
+        "sim" => sim::sim(&rest),
+        "mutate-sim" => mutate::mutate(&rest),
         "check-deps" => check_deps::run(&rest),
         "package" => package::run_command(&rest),
         "setup" => setup::run(&rest),

@@ -3,32 +3,50 @@
 
 use std::process::ExitCode;
 
-use bellwether_model::{Config, Flaw, configs, explore};
+use bellwether_model::{Config, Epoch, Flaw, configs, explore};
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    let config = arguments.next().and_then(|name| named(&name));
-    let flaw = arguments
-        .next()
-        .map(|name| Flaw::ALL.iter().copied().find(|flaw| format!("{flaw:?}") == name).ok_or(name));
-    match (config, flaw) {
-        (Some(config), None) => println!("{}", explore(config)),
-        (Some(config), Some(Ok(flaw))) => println!("{}", explore(config.with(flaw))),
-        (_, flaw) => {
-            if let Some(Err(name)) = flaw {
-                eprintln!("no flaw is named {name}");
-            }
-            eprintln!("usage: explore CONFIGURATION [FLAW]");
+    match configuration(std::env::args().skip(1)) {
+        Ok(config) => {
+            println!("{}", explore(config));
+            ExitCode::SUCCESS
+        }
+        Err(problem) => {
+            eprintln!("{problem}\n");
+            eprintln!(
+                "usage: explore CONFIGURATION [FLAW] [nodes=N] [epochs=N] [tasks=N] [faults=N]"
+            );
             for config in configs::ALL {
                 eprintln!("  {}", config.name.replace(' ', "-"));
             }
             eprintln!("flaws: {:?}", Flaw::ALL);
-            return ExitCode::from(2);
+            ExitCode::from(2)
         }
     }
-    ExitCode::SUCCESS
 }
 
-fn named(name: &str) -> Option<Config> {
-    configs::ALL.into_iter().find(|config| config.name.replace(' ', "-") == name)
+fn configuration(mut arguments: impl Iterator<Item = String>) -> Result<Config, String> {
+    let name = arguments.next().ok_or("which configuration?")?;
+    let named = |config: &Config| config.name.replace(' ', "-") == name;
+    let all = configs::ALL.into_iter();
+    let mut config = all.clone().find(named).ok_or(format!("no configuration is named {name}"))?;
+    for argument in arguments {
+        match argument.split_once('=') {
+            Some((what, number)) => {
+                let number = number.parse().map_err(|_| format!("{argument}: not a number"))?;
+                match what {
+                    "nodes" => config.nodes = number,
+                    "epochs" => config.epoch_max = Epoch(number),
+                    "tasks" => config.tasks_max = number,
+                    "faults" => config.faults_max = number,
+                    _ => return Err(format!("{what} cannot be set")),
+                }
+            }
+            None => {
+                let flaw = Flaw::ALL.iter().find(|flaw| format!("{flaw:?}") == argument);
+                config.flaw = Some(*flaw.ok_or(format!("no flaw is named {argument}"))?);
+            }
+        }
+    }
+    Ok(config)
 }

@@ -21,7 +21,7 @@ impl Protocol {
             OrderKind::Prepare => self.obey_prepare(s, id, node, epoch),
             OrderKind::TakeOver => self.obey_take_over(s, id, node, epoch),
             OrderKind::Load { file } => self.obey_load(s, id, node, epoch, file),
-            OrderKind::Activate => self.obey_activate(s, id, node, epoch),
+            OrderKind::Activate { file } => self.obey_activate(s, id, node, epoch, file),
             OrderKind::Seal { load_at } => self.obey_seal(s, id, node, epoch, load_at),
             OrderKind::ClaimBack { sealed } => self.obey_claim_back(s, id, node, epoch, sealed),
             OrderKind::Release => None,
@@ -102,10 +102,20 @@ impl Protocol {
         Some(())
     }
 
-    fn obey_activate(&self, s: &mut State, id: VmId, node: NodeId, epoch: Epoch) -> Option<()> {
+    /// What it is to go on from has to be loaded: a guest that booted instead would have lost its
+    /// memory, and nobody would know.
+    fn obey_activate(
+        &self,
+        s: &mut State,
+        id: VmId,
+        node: NodeId,
+        epoch: Epoch,
+        file: Option<Epoch>,
+    ) -> Option<()> {
+        let nameless = self.config.has(Flaw::ActivateNamesNoFile);
         let vmm = s.vm_mut(id).vmm_mut(node).filter(|vmm| vmm.epoch == epoch)?;
         match vmm.phase {
-            Phase::Idle => {
+            Phase::Idle if vmm.loaded == file || nameless => {
                 vmm.phase = Phase::Starting;
                 vmm.may_have_run = true;
             }
@@ -140,7 +150,7 @@ impl Protocol {
         if let Some(attempt) = load_at {
             self.order(s, id, attempt, OrderKind::Load { file: epoch });
             if self.config.has(Flaw::ActivateBeforeSealed) {
-                self.order(s, id, attempt, OrderKind::Activate);
+                self.order(s, id, attempt, OrderKind::Activate { file: Some(epoch) });
             }
         }
         self.answer(s, id, node, epoch, Answer::Sealed);
@@ -213,6 +223,9 @@ impl Protocol {
         (self.config.arbiter == Arbiter::Storage || vmm.lease.is_some()).then_some(())?;
         if !self.config.has(Flaw::NoClaimLock) {
             self.lock(vm, node)?;
+        }
+        if vmm.loaded.is_none() && resumes(vm, vmm.epoch) {
+            vm.cold = true;
         }
         self.run(vm, node);
         self.answer(s, id, node, vmm.epoch, Answer::Activated);
@@ -296,6 +309,14 @@ impl Protocol {
             vm.answers.insert(answer);
         }
     }
+}
+
+/// Whether this attempt is to go on from a state file.
+fn resumes(vm: &Vm, epoch: Epoch) -> bool {
+    vm.task.is_some_and(|task| match task.step {
+        Step::Activate { attempt, file, .. } => attempt.epoch == epoch && file.is_some(),
+        _ => false,
+    })
 }
 
 /// Seals the guest of a VMM that runs.

@@ -130,7 +130,8 @@ impl Protocol {
         let wait = WAIT_TICKS - u8::from(self.config.has(Flaw::WaitTooShort));
         let chooses = vm.task.is_some_and(|task| task.step == Step::Choose);
         (chooses && s.node(old.node).quiet >= wait).then_some(())?;
-        s.vm_mut(id).answers.insert(Answer::Fenced).then_some(())
+        s.vm_mut(id).answers.insert(Answer::Fenced);
+        Some(())
     }
 
     /// Another leader: it heard nobody, so it waits from its own election.

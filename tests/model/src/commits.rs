@@ -349,11 +349,11 @@ impl Protocol {
                 let Place::Sealed { file, .. } = place else { return None };
                 self.order(s, id, attempt, OrderKind::Load { file });
             }
-            Step::Activate { attempt, from, .. } => {
+            Step::Activate { attempt, from, file } => {
                 if let Some(Runner { node, epoch, .. }) = from {
                     self.order(s, id, Attempt { node, epoch }, OrderKind::Release);
                 }
-                self.order(s, id, attempt, OrderKind::Activate);
+                self.order(s, id, attempt, OrderKind::Activate { file });
             }
             Step::Reap(attempt) => self.order(s, id, attempt, OrderKind::Release),
             Step::ClaimBack { source, sealed } => {

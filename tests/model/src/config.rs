@@ -53,6 +53,8 @@ pub enum Flaw {
     FloorNotDurable,
     /// An order is obeyed in whatever boot it arrives.
     OrdersWithoutBoot,
+    /// An order to activate does not name the state file from which the guest is to go on.
+    ActivateNamesNoFile,
     /// The watchdog proof is taken a tick too early.
     WaitTooShort,
     /// A new leader does not count its wait from its election.
@@ -88,6 +90,7 @@ impl Flaw {
         Self::ActivateBeforeSealed,
         Self::FloorNotDurable,
         Self::OrdersWithoutBoot,
+        Self::ActivateNamesNoFile,
         Self::WaitTooShort,
         Self::WaitIgnoresElection,
         Self::LeaseFromArrival,
@@ -116,7 +119,11 @@ pub struct Config {
     pub tasks_max: u8,
     pub faults_max: u8,
     pub faults: &'static [FaultKind],
+    /// Which invariants are checked, by their names.
+    pub invariants: &'static [&'static str],
     pub flaw: Option<Flaw>,
+    /// Take states for one that differ in nothing that could have an effect.
+    pub tidy: bool,
 }
 
 impl Config {

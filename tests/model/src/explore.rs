@@ -38,7 +38,11 @@ pub fn explore(config: Config) -> Report {
     let begun = Instant::now();
     let checker = protocol.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let took = begun.elapsed();
-    let counterexample = checker.discoveries().into_iter().next().map(|(invariant, path)| {
+    let broken = checker.discoveries().into_values().next().map(|path| {
+        let invariant = checker.model().broken(path.last_state());
+        (invariant.unwrap_or("none"), path)
+    });
+    let counterexample = broken.map(|(invariant, path)| {
         let states = path.clone().into_states();
         let steps = path.into_actions().into_iter().zip(states.into_iter().skip(1)).collect();
         Counterexample { invariant, steps }

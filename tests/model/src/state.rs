@@ -1,8 +1,7 @@
 //! One state of the model: what is replicated, what is on each node, what is on the storage, what
 //! is on its way, and which clocks run.
 
-use std::collections::BTreeSet;
-
+use crate::set::Set;
 use crate::words::{Boot, Epoch, NodeId, VmId};
 
 /// The most nodes that a configuration can have.
@@ -57,13 +56,15 @@ pub struct Vm {
     pub files: Files,
     /// Every order that was ever given and could still be obeyed: each may arrive late, twice or
     /// never.
-    pub orders: BTreeSet<Order>,
+    pub orders: Set<Order>,
     /// Answers to the task's step, on their way to the leader.
-    pub answers: BTreeSet<Answer>,
+    pub answers: Set<Answer>,
     /// A person asserted that the runner of this epoch is down, and may have been wrong.
     pub asserted: Option<Epoch>,
     /// A state file was resumed that was not the VM any more, or before the state said so.
     pub misused: bool,
+    /// A VM that was to go on from a state file booted from its disks.
+    pub cold: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -231,10 +232,19 @@ impl Files {
 pub enum OrderKind {
     Prepare,
     TakeOver,
-    Load { file: Epoch },
-    Activate,
-    Seal { load_at: Option<Attempt> },
-    ClaimBack { sealed: Epoch },
+    Load {
+        file: Epoch,
+    },
+    /// With the file from which it is to go on.
+    Activate {
+        file: Option<Epoch>,
+    },
+    Seal {
+        load_at: Option<Attempt>,
+    },
+    ClaimBack {
+        sealed: Epoch,
+    },
     Release,
 }
 

@@ -133,7 +133,7 @@ fn waits_for(step: &Step, place: &Place, order: &Order) -> bool {
         (Step::Prepare(at), OrderKind::Prepare)
         | (Step::TakeOver(at), OrderKind::TakeOver)
         | (Step::Load(at), OrderKind::Load { .. })
-        | (Step::Activate { attempt: at, .. }, OrderKind::Activate)
+        | (Step::Activate { attempt: at, .. }, OrderKind::Activate { .. })
         | (Step::Reap(at), OrderKind::Release)
         | (Step::ClaimBack { source: at, .. }, OrderKind::ClaimBack { .. }) => {
             (at.node, at.epoch) == it
@@ -166,7 +166,7 @@ fn can_act(agent: &Agent, order: &Order, to_come: &[Order], waits: bool) -> bool
         (_, None) => later,
         (OrderKind::TakeOver, Some(vmm)) => waits || !(vmm.may_have_run || vmm.locked),
         (OrderKind::Load { .. }, Some(vmm)) => waits || !(vmm.may_have_run || vmm.loaded.is_some()),
-        (OrderKind::Activate, Some(vmm)) => {
+        (OrderKind::Activate { .. }, Some(vmm)) => {
             let over = matches!(vmm.phase, Phase::Running | Phase::Sealed);
             waits || !(over || (vmm.phase == Phase::Ended && vmm.may_have_run))
         }
@@ -191,12 +191,11 @@ fn renumber_boots(s: &mut State, node: NodeId) {
     let boot = it.boot;
     for vm in &mut s.vms {
         if vm.orders.iter().any(|order| order.node == node && order.boot != boot) {
-            let orders = std::mem::take(&mut vm.orders).into_iter();
-            let here = |order: Order| match order.node == node {
-                true => Order { boot, ..order },
-                false => order,
-            };
-            vm.orders = orders.map(here).collect();
+            vm.orders.map(|order| {
+                if order.node == node {
+                    order.boot = boot;
+                }
+            });
         }
     }
 }

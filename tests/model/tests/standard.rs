@@ -87,6 +87,11 @@ fn lease_moves() {
 }
 
 #[test]
+fn lease_of_two() {
+    holds(configs::LEASE_OF_TWO, &[Mark::ProvenWatchdog, Mark::StuckUntilReset]);
+}
+
+#[test]
 fn storage_of_two() {
     holds(configs::STORAGE_OF_TWO, &[Mark::TakenOver, Mark::ProvenRebooted]);
 }

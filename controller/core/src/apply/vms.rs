@@ -134,6 +134,10 @@ impl State {
         let Some(task) = self.tasks.get_mut(&id).filter(|task| ends_it && task.is_waiting()) else {
             return Err(busy(&name, id, self.tasks.get(&id)));
         };
+        // A delete of a VM that runs would be refused afterwards, so it calls nothing off.
+        if request.kind == TaskKind::Delete && vm.place.runner().is_some() {
+            return Err(busy(&name, id, self.tasks.get(&id)));
+        }
         vm.desired = Desired::Stopped;
         if matches!(vm.place, Place::Revoked(_)) {
             // The old runner still has to be proven gone: that goes on, and nothing starts after it.

@@ -248,6 +248,16 @@ fn a_stop_calls_off_a_start_that_only_waits() {
     assert_eq!(model.place(vm), &Place::Stopped, "it stays off");
 }
 
+/// Seed 605 of the simulator: the delete was refused, and the VM was stopped nevertheless.
+#[test]
+fn a_delete_that_is_refused_calls_nothing_off() {
+    let (mut model, vm, _) = running();
+    assert!(matches!(model.begin(vm, TaskKind::Migrate), Outcome::Task(_)));
+    let before = model.state.clone();
+    assert!(matches!(model.begin(vm, TaskKind::Delete), Outcome::Rejected(_)));
+    assert_eq!(model.state, before);
+}
+
 #[test]
 fn a_stop_during_a_failover_waits_for_the_proof_and_starts_nothing() {
     let (mut model, vm, node) = running();

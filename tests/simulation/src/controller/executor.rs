@@ -1,0 +1,148 @@
+//! Carries one task out: asks the pure core what is next, does it, and commits what came of it.
+
+use std::rc::Rc;
+
+use bellwether_core::answer::Failure;
+use bellwether_core::command::Change;
+use bellwether_core::leading::Patience;
+use bellwether_core::saga::{Action, next_action};
+use bellwether_core::state::Runner;
+use bellwether_core::task::Measures;
+use bellwether_core::{Attempt, Step, StepEvent, Task};
+use bellwether_types::TaskId;
+
+use super::This;
+use super::lead::Leadership;
+use super::orders::Orders;
+use crate::kernel::{MS, Nanos};
+use crate::sync::first;
+
+/// The pause before an order whose outcome is unknown is given again.
+const AGAIN: Nanos = 200 * MS;
+/// An executor that waits looks at the clock this often.
+const LOOK: Nanos = 200 * MS;
+
+pub struct Executor {
+    this: This,
+    leadership: Leadership,
+    id: TaskId,
+    patience: Patience,
+    seen: (u64, u64),
+}
+
+impl Executor {
+    pub fn new(this: &This, leadership: Leadership, id: TaskId) -> Self {
+        let patience = Patience::default();
+        Self { this: Rc::clone(this), leadership, id, patience, seen: (0, 0) }
+    }
+
+    /// Works until the task has ended.
+    pub async fn run(mut self) {
+        while let Some((task, action)) = self.next() {
+            match action {
+                Action::Wait { .. } => self.wait().await,
+                Action::Advance(event) => self.advance(&task, event).await,
+                Action::Seal { source, load_at } => self.seal(&task, source, load_at).await,
+                action => self.carry_out(&task, action).await,
+            }
+        }
+    }
+
+    fn next(&mut self) -> Option<(Task, Action)> {
+        self.seen = (self.this.raft.changed.version(), self.this.reports.version());
+        let state = self.this.state();
+        let task = state.tasks.get(&self.id).filter(|task| task.outcome.is_none())?;
+        let observed = self.this.observed.borrow();
+        let action = next_action(&state, &observed, task, self.this.now_ms());
+        Some((task.clone(), action))
+    }
+
+    async fn wait(&self) {
+        let (states, reports) = self.seen;
+        let news = first(
+            self.this.raft.changed.changed_since(states),
+            self.this.reports.changed_since(reports),
+        );
+        first(news, self.this.sleep(LOOK)).await;
+    }
+
+    async fn advance(&self, task: &Task, event: StepEvent) {
+        let change = Change::Advance { task: self.id, step_no: task.step_no, event };
+        if self.this.propose(change).await.is_err() {
+            self.this.sleep(AGAIN).await;
+        }
+    }
+
+    async fn carry_out(&mut self, task: &Task, action: Action) {
+        let this = Rc::clone(&self.this);
+        let orders = Orders::new(&this, self.leadership, task);
+        let result = give(&orders, action).await;
+        let runs = matches!(result, Ok(StepEvent::Activated { .. }));
+        self.conclude(task, result).await;
+        if let (true, Step::Activate { attempt, file, .. }) = (runs, &task.step) {
+            let below = file.as_ref().map_or(attempt.epoch, |file| file.epoch);
+            orders.sweep(*attempt, below).await;
+        }
+    }
+
+    /// Commits a known result; an unknown one leaves the task where it is, to be asked again.
+    async fn conclude(&mut self, task: &Task, result: Result<StepEvent, Failure>) {
+        match result {
+            Ok(event) => self.advance(task, event).await,
+            Err(Failure::Refused { error, retry }) => {
+                self.advance(task, StepEvent::Failed { error, retry }).await;
+            }
+            Err(Failure::Unknown(error)) => {
+                let now = self.this.now_ms();
+                match self.patience.unanswered(task, error, now) {
+                    Some(event) => self.advance(task, event).await,
+                    None => self.this.sleep(AGAIN).await,
+                }
+            }
+        }
+    }
+
+    /// The destination reads the sealed file while the seal is being committed.
+    async fn seal(&mut self, task: &Task, source: Runner, load_at: Option<Attempt>) {
+        let this = Rc::clone(&self.this);
+        let orders = Orders::new(&this, self.leadership, task);
+        let file = match orders.seal(&source).await {
+            Ok(file) => file,
+            Err(failure) => return self.conclude(task, Err(failure)).await,
+        };
+        let event = StepEvent::Sealed { file: file.clone(), measures: Measures::new() };
+        let Some(attempt) = load_at else {
+            return self.advance(task, event).await;
+        };
+        let load = Box::pin(orders.load(attempt, &file));
+        let (loaded, ()) = futures::join!(load, Box::pin(self.advance(task, event)));
+        // Only if the seal was committed does the task stand at the step that the load belongs to.
+        if let Some(task) = self.at_step(&Step::Load(attempt)) {
+            self.conclude(&task, loaded).await;
+        }
+    }
+
+    fn at_step(&self, step: &Step) -> Option<Task> {
+        let state = self.this.state();
+        state.tasks.get(&self.id).filter(|task| task.step == *step).cloned()
+    }
+}
+
+async fn give(orders: &Orders<'_>, action: Action) -> Result<StepEvent, Failure> {
+    match action {
+        Action::Prepare(attempt) => orders.prepare(attempt).await,
+        Action::TakeOver(attempt) => orders.take_over(attempt).await,
+        Action::Load { attempt, file } => orders.load(attempt, &file).await,
+        Action::Activate { attempt, release } => orders.activate(attempt, release).await,
+        Action::ClaimBack { source, sealed, file } => {
+            orders.claim_back(source, sealed, &file).await
+        }
+        Action::Abandon(attempt) => orders.abandon(attempt).await,
+        Action::Release(attempt) => orders.release(attempt).await,
+        Action::AskGuest(runner) => orders.ask_guest(&runner).await,
+        Action::Purge(node) => orders.purge(node).await,
+        Action::Wait { .. } | Action::Advance(_) | Action::Seal { .. } => {
+            Err(Failure::Unknown("no order belongs to this".into()))
+        }
+    }
+}

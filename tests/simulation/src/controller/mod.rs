@@ -1,0 +1,253 @@
+//! A controller: the core on top of the modelled log, with the shell's rules around it.
+//!
+//! The shell of the product is async code on tokio and gRPC; here are the same steps on virtual time.
+//! What they decide comes from the same functions: `State::apply`, `reconcile`, `saga`, `contact`,
+//! `answer`, `leading`.
+
+mod executor;
+mod lead;
+mod orders;
+mod strays;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bellwether_core::command::Change;
+use bellwether_core::contact::{Contact, Next};
+use bellwether_core::task::TaskRequest;
+use bellwether_core::{Command, Observed, Outcome, Place, State};
+use bellwether_types::{Epoch, VmId};
+
+use crate::kernel::{HostId, MS, Nanos, ProcId, SECOND};
+use crate::net::{Address, Responder};
+use crate::raft::{Message, Parts, ProposeError, Raft};
+use crate::sync::{Queue, Signal, within};
+use crate::wire::{Api, ApiCall, ApiReply, Code, Details, Order, Request, Response, Status};
+use crate::world::Shared;
+
+/// How long a request waits for an election to end.
+const ELECTION_PATIENCE: Nanos = 5 * SECOND;
+/// How long a request that was passed on may take.
+const PASSED_ON_MAX: Nanos = 30 * SECOND;
+
+/// One controller's process.
+pub struct Controller {
+    world: Shared,
+    process: ProcId,
+    id: u64,
+    raft: Raft,
+    observed: RefCell<Observed>,
+    reports: Signal,
+    base_ms: u64,
+    started: Nanos,
+}
+
+type This = Rc<Controller>;
+
+/// Starts a controller from what its disk has.
+pub fn start(world: &Shared, id: u64) {
+    let kernel = &world.kernel;
+    let process = kernel.start_process(HostId(id), format!("c{id}"));
+    world.controllers.borrow_mut().insert(id, process);
+    let witness = Rc::clone(world);
+    let parts = Parts {
+        process,
+        me: id,
+        all: (1..=world.cluster.controllers).collect(),
+        disk: world.disk(id),
+        rng: world.rng(&format!("raft {id}")),
+        witness: Rc::new(move |applied| witness.applied(applied)),
+    };
+    let raft = Raft::start(kernel, &world.net, parts);
+    let controller = Rc::new(Controller {
+        world: Rc::clone(world),
+        process,
+        id,
+        observed: RefCell::default(),
+        reports: Signal::new(kernel),
+        base_ms: kernel.wall_ms(HostId(id)),
+        started: kernel.monotonic(HostId(id)),
+        raft: raft.clone(),
+    });
+    let inbox: Queue<Message> = Queue::new(kernel);
+    listen(&controller, &inbox);
+    kernel.spawn(process, raft.clone().tick());
+    let world = Rc::clone(world);
+    kernel.spawn(process, async move {
+        loop {
+            let message = inbox.pop().await;
+            let before = raft.snapshots.get();
+            raft.receive(message);
+            let after = raft.snapshots.get();
+            (before.0..after.0).for_each(|_| world.hit("raft", "snapshot"));
+            (before.1..after.1).for_each(|_| world.hit("raft", "installed"));
+        }
+    });
+    kernel.spawn(process, lead::run(controller));
+}
+
+/// Ends a controller as SIGKILL does.
+pub fn kill(world: &Shared, id: u64) {
+    let process = world.controllers.borrow_mut().remove(&id);
+    if let Some(process) = process
+        && world.kernel.end_process(process)
+    {
+        world.disk(id).borrow_mut().crash(&mut world.chance.borrow_mut());
+    }
+}
+
+fn listen(controller: &This, inbox: &Queue<Message>) {
+    let (this, inbox) = (Rc::clone(controller), inbox.clone());
+    let handler = move |request: Request, responder: Responder| match request {
+        Request::Raft(message) => inbox.push(message),
+        Request::Api(api) => {
+            let serving = serve(Rc::clone(&this), api, responder);
+            this.world.kernel.spawn(this.process, serving);
+        }
+        _ => {}
+    };
+    let address = Address::Controller(controller.id);
+    controller.world.net.listen(address, controller.process, Rc::new(handler));
+}
+
+fn not_started(text: &str) -> Status {
+    Status::new(Code::Unavailable, format!("{text}; nothing was done"))
+}
+
+/// Any controller takes a request; the leader answers it.
+async fn serve(this: This, api: Api, responder: Responder) {
+    let host = this.host();
+    let raft = this.raft.clone();
+    let known = this.raft.changed.until(move || raft.leader());
+    match within(&this.world.kernel, host, ELECTION_PATIENCE, known).await {
+        None => responder.answer(Err(not_started("the controllers have no leader"))),
+        Some(leader) if leader == this.id => {
+            let answer = this.answer(api.call).await;
+            responder.answer(answer.map(Response::Api));
+        }
+        Some(leader) if !api.forwarded => {
+            let request = Request::Api(Api { forwarded: true, ..api });
+            let net = this.world.net.clone();
+            let to = Address::Controller(leader);
+            responder.relay(net.call(host, to, request, PASSED_ON_MAX).await);
+        }
+        Some(_) => responder.answer(Err(not_started("the leader has just changed"))),
+    }
+}
+
+impl Controller {
+    fn host(&self) -> HostId {
+        HostId(self.id)
+    }
+
+    fn state(&self) -> Rc<State> {
+        self.raft.state()
+    }
+
+    /// Milliseconds since 1970 as they were at the start, carried on by the monotonic clock.
+    fn now_ms(&self) -> u64 {
+        self.base_ms + (self.world.kernel.monotonic(self.host()) - self.started) / MS
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Observed)) {
+        change(&mut self.observed.borrow_mut());
+        self.reports.notify();
+    }
+
+    async fn propose(&self, change: Change) -> Result<(Outcome, u64), ProposeError> {
+        let command = Command { at: self.now_ms(), change };
+        let proposed = self.raft.propose(command).await;
+        if proposed == Err(ProposeError::Unknown) {
+            self.world.hit("raft", "unknown proposal");
+        }
+        proposed
+    }
+
+    async fn sleep(&self, duration: Nanos) {
+        self.world.kernel.sleep(self.host(), duration).await;
+    }
+
+    async fn commit(&self, change: Change) -> Result<(Outcome, u64), Status> {
+        self.propose(change).await.map_err(|error| match error {
+            ProposeError::NotLeader => not_started("the leader has just changed"),
+            ProposeError::Unknown => Status::new(Code::Unknown, "the outcome is unknown"),
+        })
+    }
+
+    async fn answer(&self, call: ApiCall) -> Result<ApiReply, Status> {
+        match call {
+            ApiCall::Register { registration, vms } => {
+                self.take(Contact::registration(registration, vms)).await?;
+                Ok(ApiReply::Registered { lease_ms: self.world.timing.lease_ms })
+            }
+            ApiCall::Renew { node, boot_id, nonce, vms } => {
+                let taken = self.take(Contact::renewal(node, boot_id, nonce, vms)).await?;
+                let (term, grants, register) = taken;
+                let lease_ms = self.world.timing.lease_ms;
+                Ok(ApiReply::Renewed { nonce, lease_ms, term, grants, register })
+            }
+            ApiCall::Change(change) => self.done(change).await,
+            ApiCall::Begin { vm, kind, node } => {
+                let by = "admin".to_owned();
+                self.done(Change::BeginTask(TaskRequest { vm, kind, node, by })).await
+            }
+            ApiCall::SetPaused { vm, paused } => self.set_paused(vm, paused).await,
+        }
+    }
+
+    async fn done(&self, change: Change) -> Result<ApiReply, Status> {
+        let (outcome, index) = self.commit(change).await?;
+        Ok(ApiReply::Done { outcome, index })
+    }
+
+    /// Takes a message of an agent in, as the core says, until there is an answer.
+    async fn take(&self, mut contact: Contact) -> Result<(u64, Vec<(VmId, Epoch)>, bool), Status> {
+        loop {
+            match contact.next(&self.state(), self.now_ms()) {
+                Next::Confirm => {
+                    let confirmed = self.raft.confirm().await;
+                    contact.confirmed(confirmed.ok_or_else(|| not_started("no quorum"))?);
+                }
+                Next::Note { node, report } => self.note(|observed| observed.take(node, report)),
+                Next::Commit(change) => match self.commit(change).await? {
+                    (Outcome::Rejected(error), _) => {
+                        return Err(Status::new(Code::FailedPrecondition, error.text));
+                    }
+                    _committed => {}
+                },
+                Next::Unregistered { term } => return Ok((term, Vec::new(), true)),
+                Next::Done { term, grants } => return Ok((term, grants, false)),
+            }
+        }
+    }
+
+    /// Intent first: should this leader die in between, asking again does the rest.
+    async fn set_paused(&self, vm: VmId, paused: bool) -> Result<ApiReply, Status> {
+        let (outcome, index) = self.commit(Change::SetPaused { vm, paused }).await?;
+        if matches!(outcome, Outcome::Rejected(_)) {
+            return Ok(ApiReply::Done { outcome, index });
+        }
+        if let Err(status) = self.pause_guest(vm, paused).await {
+            self.commit(Change::SetPaused { vm, paused: !paused }).await?;
+            return Err(status);
+        }
+        Ok(ApiReply::Done { outcome, index })
+    }
+
+    async fn pause_guest(&self, vm: VmId, paused: bool) -> Result<(), Status> {
+        use bellwether_agent_core::{Order as What, Stamped};
+        let runner = match self.state().vms.get(&vm).map(|vm| vm.place.clone()) {
+            Some(Place::Runner(runner)) => runner,
+            _ => return Err(Status::new(Code::FailedPrecondition, "it is not running")),
+        };
+        let term = self.raft.confirm().await.ok_or_else(|| not_started("no quorum"))?;
+        let order = if paused { What::Pause } else { What::Resume };
+        let stamped = Stamped { term, task: 0, epoch: runner.epoch, order };
+        let order = Order { vm, stamped, details: Details::Plain };
+        let to = Address::Agent(runner.node);
+        let request = Request::Order(Box::new(order));
+        let net = self.world.net.clone();
+        let answer = net.call(self.host(), to, request, 15 * SECOND).await;
+        answer.map(drop).map_err(crate::wire::CallError::status)
+    }
+}

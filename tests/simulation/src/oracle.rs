@@ -1,0 +1,360 @@
+//! What must hold, checked at every event: the invariants of the design, numbered as there.
+//!
+//! The oracle sees everything at once: the log as the first controller applied it, every VMM, every
+//! write that the storage took, every promise that an agent gave. It believes nobody.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bellwether_core::command::Change;
+use bellwether_core::{Outcome, Place, State, StepEvent, Vm};
+use bellwether_types::{BootId, Epoch, FenceProof, NodeId, VmId};
+
+use crate::kernel::{Kernel, ProcId};
+use crate::raft::Applied;
+use crate::storage::{DiskRecord, Storage};
+use crate::wire::{claim_path, disk_path};
+
+/// What is true of one VMM.
+#[derive(Clone, Debug)]
+pub struct Fact {
+    pub vm: VmId,
+    pub node: NodeId,
+    pub boot: BootId,
+    pub epoch: Epoch,
+    /// The epoch that it was created for, which names its directory.
+    pub home: Epoch,
+    /// The guest runs, as soon as the process does.
+    pub open: bool,
+    /// Only the administrator holds it.
+    pub paused: bool,
+}
+
+/// What was committed at one index.
+struct Committed {
+    term: u64,
+    change: Option<Change>,
+    outcome: Outcome,
+}
+
+/// See the module.
+pub struct Oracle {
+    kernel: Kernel,
+    storage: Storage,
+    violation: Option<String>,
+    committed: BTreeMap<u64, Committed>,
+    /// The state after the last entry that anybody applied.
+    reference: State,
+    pub vmms: BTreeMap<ProcId, Fact>,
+    /// Who was ever allowed to run: VM, node, epoch.
+    allowed: BTreeSet<(VmId, NodeId, Epoch)>,
+    began: BTreeMap<VmId, Epoch>,
+    acknowledged: BTreeMap<VmId, u64>,
+    resumed: BTreeMap<[u8; 32], Epoch>,
+    released: BTreeMap<(NodeId, BootId, VmId), Epoch>,
+    terms: BTreeMap<(NodeId, BootId), u64>,
+}
+
+impl Oracle {
+    pub fn new(kernel: &Kernel, storage: &Storage) -> Self {
+        Self {
+            kernel: kernel.clone(),
+            storage: storage.clone(),
+            violation: None,
+            committed: BTreeMap::new(),
+            reference: State::default(),
+            vmms: BTreeMap::new(),
+            allowed: BTreeSet::new(),
+            began: BTreeMap::new(),
+            acknowledged: BTreeMap::new(),
+            resumed: BTreeMap::new(),
+            released: BTreeMap::new(),
+            terms: BTreeMap::new(),
+        }
+    }
+
+    /// What was found first.
+    pub fn violation(&self) -> Option<&str> {
+        self.violation.as_deref()
+    }
+
+    pub fn reference(&self) -> &State {
+        &self.reference
+    }
+
+    pub fn fail(&mut self, text: impl Into<String>) {
+        self.violation.get_or_insert(text.into());
+    }
+
+    fn check(&mut self, holds: bool, text: impl FnOnce() -> String) {
+        if !holds {
+            self.fail(text());
+        }
+    }
+
+    fn name(&self, vm: VmId) -> String {
+        self.reference.vms.get(&vm).map_or_else(|| vm.to_string(), |vm| vm.spec.name.clone())
+    }
+
+    // --- the log ---
+
+    /// Some controller has applied an entry. Answers whether it is the first to.
+    pub fn applied(&mut self, it: &Applied<'_>) -> bool {
+        let change = it.entry.command.as_ref().map(|command| &command.change);
+        if let Some(known) = self.committed.get(&it.index) {
+            let same = known.term == it.entry.term
+                && known.change.as_ref() == change
+                && known.outcome == *it.outcome;
+            self.check(same, || {
+                format!("2: controller {} applied another entry at {}", it.controller, it.index)
+            });
+            return false;
+        }
+        if let Outcome::Rejected(rejection) = it.outcome {
+            self.check(self.reference == *it.after, || {
+                format!("2: a command was refused ({rejection}) and had an effect: {change:?}")
+            });
+        }
+        if let Err(broken) = it.after.invariants() {
+            self.fail(format!("1: {broken}"));
+        }
+        self.check_places(it);
+        let committed =
+            Committed { term: it.entry.term, change: change.cloned(), outcome: it.outcome.clone() };
+        self.committed.insert(it.index, committed);
+        if let Some(command) = &it.entry.command {
+            self.reference.apply((**command).clone());
+            let allowed = self.reference.vms.values().filter_map(|vm| {
+                vm.place.runner().map(|runner| (vm.id, runner.node, runner.epoch))
+            });
+            self.allowed.extend(allowed);
+        }
+        true
+    }
+
+    /// The API has acknowledged a command.
+    pub fn told(&mut self, index: u64, outcome: &Outcome) {
+        let kept = self.committed.get(&index).is_some_and(|known| known.outcome == *outcome);
+        self.check(kept, || {
+            format!("2: the API told {outcome:?} of entry {index}, which is not so")
+        });
+    }
+
+    fn check_places(&mut self, it: &Applied<'_>) {
+        let event = match it.entry.command.as_ref().map(|command| &command.change) {
+            Some(Change::Advance { event, .. }) => Some(event),
+            _ => None,
+        };
+        let mut problems = Vec::new();
+        for (id, before) in &self.reference.vms {
+            let Some(after) = it.after.vms.get(id) else {
+                if !matches!(before.place, Place::Stopped | Place::Sealed { .. }) {
+                    problems.push(format!("4: {} was deleted while it ran", before.spec.name));
+                }
+                continue;
+            };
+            if before.place == after.place {
+                continue;
+            }
+            if let Err(problem) = step(before, after, event) {
+                problems.push(format!("4: place of {}: {problem}", before.spec.name));
+            }
+            if let Some(epoch) = must_be_gone(before, after)
+                && let Some(process) = self.runner_of(*id, epoch)
+            {
+                problems.push(format!(
+                    "4: {} left epoch {epoch} on {event:?}, but {} still runs it",
+                    before.spec.name,
+                    self.kernel.name_of(process)
+                ));
+            }
+        }
+        problems.into_iter().for_each(|problem| self.fail(problem));
+    }
+
+    /// A VMM that can run the guest under this epoch and write its disks, now or when it goes on.
+    fn runner_of(&self, vm: VmId, epoch: Epoch) -> Option<ProcId> {
+        let runs = |(process, fact): (&ProcId, &Fact)| {
+            let is_it = fact.vm == vm && fact.epoch == epoch && fact.open;
+            (is_it && self.kernel.lives(*process) && self.writes(vm, *process)).then_some(*process)
+        };
+        self.vmms.iter().find_map(runs)
+    }
+
+    fn writes(&self, vm: VmId, process: ProcId) -> bool {
+        self.storage.server(|server| server.holds(process, &disk_path(vm)))
+    }
+
+    // --- VMMs ---
+
+    /// A VMM is created on behalf of an order.
+    pub fn prepared(&mut self, fact: &Fact) {
+        let released = self.released.get(&(fact.node, fact.boot, fact.vm)).copied();
+        let fresh = released.is_none_or(|released| fact.epoch > released);
+        let text = format!(
+            "1: node {} prepares {} under epoch {}, which it has released for good",
+            fact.node,
+            self.name(fact.vm),
+            fact.epoch
+        );
+        self.check(fresh, || text);
+    }
+
+    /// The guest begins under an epoch, with this much memory of its own; `file` if it is resumed.
+    pub fn started(&mut self, process: ProcId, file: Option<[u8; 32]>, counter: u64) {
+        let Some(fact) = self.vmms.get(&process).cloned() else { return };
+        let (vm, epoch) = (fact.vm, fact.epoch);
+        let name = self.name(vm);
+        self.prepared(&fact);
+        let allowed = self.allowed.contains(&(vm, fact.node, epoch));
+        self.check(allowed, || {
+            format!("3: {name} begins on node {} under epoch {epoch} without leave", fact.node)
+        });
+        let began = self.began.get(&vm).copied().unwrap_or(Epoch(0));
+        self.check(epoch >= began, || {
+            format!("1: {name} begins under epoch {epoch} after epoch {began} has begun")
+        });
+        self.began.insert(vm, epoch.max(began));
+        let top = self.storage.server(|server| server.top_of(&disk_path(vm)));
+        let kept = self.acknowledged.get(&vm).copied().unwrap_or(0);
+        self.check(top >= kept, || {
+            format!("2: the disk of {name} ends at {top}, but {kept} was acknowledged")
+        });
+        if let Some(hash) = file {
+            self.check(counter == top, || {
+                format!("3: {name} resumes at {counter}, but its disk has moved on to {top}")
+            });
+            if let Some(by) = self.resumed.insert(hash, epoch) {
+                self.fail(format!(
+                    "3: {name} resumes a state file under {epoch} that {by} resumed"
+                ));
+            }
+        }
+        self.instruction(process);
+    }
+
+    /// The guest executes.
+    pub fn instruction(&mut self, process: ProcId) {
+        let Some(fact) = self.vmms.get(&process) else { return };
+        let vm = fact.vm;
+        let (writes, expelled) = self.storage.server(|server| {
+            (server.holds(process, &claim_path(vm)), server.was_expelled(process))
+        });
+        // A guest whose locks the server took away may execute for a moment; its writes fail.
+        if expelled {
+            return;
+        }
+        let others: Vec<String> = self
+            .vmms
+            .iter()
+            .filter(|(other, it)| **other != process && it.vm == vm && it.open)
+            .filter(|(other, _)| self.kernel.lives(**other) && !self.kernel.is_standing(**other))
+            .filter(|(other, _)| !self.storage.server(|server| server.was_expelled(**other)))
+            .map(|(other, it)| format!("{} under epoch {}", self.kernel.name_of(*other), it.epoch))
+            .collect();
+        let name = self.name(vm);
+        let us = format!("{} under epoch {}", self.kernel.name_of(process), fact.epoch);
+        self.check(others.is_empty(), || format!("1: {name} runs twice: {us}, and {others:?}"));
+        self.check(writes, || format!("1: {name} runs without its claim: {us}"));
+    }
+
+    /// The storage took a write.
+    pub fn written(&mut self, vm: VmId, record: DiskRecord, top: u64) {
+        let name = self.name(vm);
+        let began = self.began.get(&vm).copied().unwrap_or(Epoch(0));
+        self.check(record.epoch >= began, || {
+            format!("1: epoch {} writes to {name} after epoch {began} began", record.epoch)
+        });
+        self.check(record.number == top + 1, || {
+            format!("3: {name} writes record {} after record {top}", record.number)
+        });
+    }
+
+    /// The guest's flush was acknowledged.
+    pub fn acknowledged(&mut self, vm: VmId, number: u64) {
+        let top = self.storage.server(|server| server.top_of(&disk_path(vm)));
+        let name = self.name(vm);
+        self.check(top >= number, || {
+            format!("2: {name}: {number} acknowledged, disk ends at {top}")
+        });
+        self.acknowledged.insert(vm, number);
+    }
+
+    // --- agents ---
+
+    /// An agent has told that nothing at or below an epoch runs there, or ever will in this boot.
+    pub fn promised(&mut self, node: NodeId, boot: BootId, vm: VmId, epoch: Epoch) {
+        let floor = self.released.entry((node, boot, vm)).or_default();
+        *floor = (*floor).max(epoch);
+        let floor = *floor;
+        let lives = self.vmms.iter().find(|(process, fact)| {
+            (fact.node, fact.boot, fact.vm) == (node, boot, vm)
+                && fact.epoch <= floor
+                && self.kernel.lives(**process)
+        });
+        if let Some((_, fact)) = lives {
+            let text = format!(
+                "4: node {node} tells that {} is released up to epoch {floor}, and epoch {} lives",
+                self.name(vm),
+                fact.epoch
+            );
+            self.fail(text);
+        }
+    }
+
+    /// An agent carries out an order of this term.
+    pub fn obeyed(&mut self, node: NodeId, boot: BootId, term: u64, what: &str) {
+        let highest = self.terms.entry((node, boot)).or_default();
+        let before = *highest;
+        *highest = before.max(term);
+        self.check(term >= before, || {
+            format!("1: node {node} obeys {what} of term {term} after it obeyed term {before}")
+        });
+    }
+}
+
+/// Whether a place may follow another, as drawn at [`Place`].
+fn step(before: &Vm, after: &Vm, event: Option<&StepEvent>) -> Result<(), String> {
+    use Place::{Revoked, Runner, Sealed, Stopped};
+    let fail = |text: &str| Err(format!("{text} on {event:?}"));
+    let proven =
+        matches!(event, Some(StepEvent::Proven(_) | StepEvent::Released { .. } | StepEvent::Held));
+    match (&before.place, &after.place) {
+        (Stopped, Runner(_)) | (Sealed { .. }, Sealed { .. }) => Ok(()),
+        (Runner(old), Sealed { file, .. }) => match event {
+            Some(StepEvent::Sealed { .. }) if file.epoch == old.epoch => Ok(()),
+            Some(StepEvent::Failed { .. }) if file.epoch < old.epoch => Ok(()),
+            _ => fail("sealed without a seal"),
+        },
+        (Runner(old), Revoked(new)) if old == new => Ok(()),
+        (Runner(_), Stopped) => match event {
+            Some(StepEvent::Released { .. } | StepEvent::Failed { .. }) => Ok(()),
+            _ => fail("stopped without a proof"),
+        },
+        (Sealed { file, .. }, Runner(new)) if new.epoch > file.epoch => Ok(()),
+        (Revoked(old), Runner(new)) if old == new => match event {
+            Some(StepEvent::Reinstated) => Ok(()),
+            _ => fail("reinstated"),
+        },
+        (Revoked(_), Runner(new)) => match &after.last_proof {
+            Some(FenceProof::Storage { holder, epoch })
+                if proven && (*holder, *epoch) == (new.node, new.epoch) =>
+            {
+                Ok(())
+            }
+            _ => fail("started elsewhere without a proof"),
+        },
+        (Revoked(_), Stopped) if proven => Ok(()),
+        (from, to) => fail(&format!("{from:?} -> {to:?}")),
+    }
+}
+
+/// The epoch of which nothing may run when the VM has left its place.
+fn must_be_gone(before: &Vm, after: &Vm) -> Option<Epoch> {
+    let by_word = matches!(after.last_proof, Some(FenceProof::Operator { .. }));
+    match (&before.place, &after.place) {
+        (Place::Revoked(old), Place::Runner(new)) if old == new => None,
+        (Place::Revoked(old), Place::Runner(_) | Place::Stopped) if !by_word => Some(old.epoch),
+        (Place::Runner(old), Place::Stopped | Place::Sealed { .. }) => Some(old.epoch),
+        _ => None,
+    }
+}

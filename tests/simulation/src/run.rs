@@ -1,0 +1,225 @@
+//! One run: a scenario becomes a world, faults happen, they end, and the world must come to rest.
+
+use std::rc::Rc;
+
+use bellwether_core::state::Desired;
+use bellwether_core::{Place, Vm};
+use bellwether_types::{BootId, NodeId};
+
+use crate::coverage::Coverage;
+use crate::kernel::{Host, MS, Nanos};
+use crate::scenario::{Event, Request, Scenario};
+use crate::world::{Shared, World};
+use crate::{admin, agent, controller, faults};
+
+/// How often a run looks whether something is broken, or at rest.
+const LOOK: Nanos = 100 * MS;
+/// So long it must stay at rest.
+const REST_MS: u64 = 3_000;
+
+/// One line of the decision log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Line {
+    pub at_ms: u64,
+    /// Who speaks: `cluster`, `task`, a controller, `admin`, `fault`.
+    pub source: String,
+    pub text: String,
+}
+
+impl std::fmt::Display for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { at_ms, source, text } = self;
+        write!(f, "{:>4}.{:03}  {source:<8} {text}", at_ms / 1_000, at_ms % 1_000)
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Everything held, and the cluster came to rest.
+    Held,
+    Broken {
+        at_ms: u64,
+        what: String,
+    },
+}
+
+/// What a run gave.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Run {
+    pub verdict: Verdict,
+    pub log: Vec<Line>,
+    /// Of every event in its order: the same for the same scenario.
+    pub trace_hash: u64,
+    pub coverage: Coverage,
+    pub events: u64,
+    pub virtual_ms: u64,
+}
+
+/// Runs a scenario to its end.
+pub fn run(scenario: &Scenario) -> Run {
+    let world = World::new(scenario.seed, &scenario.cluster);
+    begin(&world, scenario);
+    let broken = drive(&world, scenario).err();
+    let verdict = match broken {
+        None => Verdict::Held,
+        Some(what) => Verdict::Broken { at_ms: world.kernel.now() / MS, what },
+    };
+    let (revoked, late, torn) =
+        world.storage.server(|server| (server.revoked, server.late_refused, server.torn));
+    for (name, count) in
+        [("lock-revoked", revoked), ("late-write-refused", late), ("torn-or-lost", torn)]
+    {
+        (0..count).for_each(|_| world.hit("storage", name));
+    }
+    let result = Run {
+        verdict,
+        log: world.log.borrow().clone(),
+        trace_hash: world.kernel.trace_hash(),
+        coverage: world.coverage.borrow().clone(),
+        events: world.kernel.events(),
+        virtual_ms: world.kernel.now() / MS,
+    };
+    world.dispose();
+    result
+}
+
+fn begin(world: &Shared, scenario: &Scenario) {
+    let desk = Host {
+        up: true,
+        frozen: false,
+        boot_id: BootId::from_uuid(uuid::Uuid::nil()),
+        booted_at: 0,
+        drift_ppm: 0,
+        wall_ahead_ms: 0,
+        suspended_ns: 0,
+        suspended_since: None,
+    };
+    world.kernel.add_host(admin::HOST, desk);
+    for id in 1..=scenario.cluster.controllers {
+        controller::start(world, id);
+    }
+    for node in 1..=scenario.cluster.nodes {
+        agent::start(world, NodeId(node));
+    }
+    let founder = Rc::clone(world);
+    spawn_admin(world, async move { admin::found(&founder).await });
+    for timed in &scenario.events {
+        let (there, event) = (Rc::clone(world), timed.event.clone());
+        world.kernel.at(timed.at_ms * MS, move |_| happen(&there, event));
+    }
+    let there = Rc::clone(world);
+    world.kernel.at(scenario.heal_at_ms * MS, move |_| {
+        faults::heal(&there);
+        let nodes = 1..=there.cluster.nodes;
+        nodes.for_each(|node| happen(&there, Event::Request(Request::Undrain { node })));
+    });
+}
+
+fn spawn_admin(world: &Shared, work: impl Future<Output = ()> + 'static) {
+    let process = world.kernel.start_process(admin::HOST, "admin");
+    world.kernel.spawn(process, work);
+}
+
+fn happen(world: &Shared, event: Event) {
+    match event {
+        Event::Fault(fault) => faults::inject(world, &fault),
+        Event::Request(request) => spawn_admin(world, admin::request(Rc::clone(world), request)),
+    }
+}
+
+/// Lets time pass, until something is broken or all is at rest.
+fn drive(world: &Shared, scenario: &Scenario) -> Result<(), String> {
+    while world.kernel.now() < scenario.heal_at_ms * MS {
+        step(world)?;
+    }
+    let end = (scenario.heal_at_ms + scenario.settle_ms_max) * MS;
+    let mut rests_since = None;
+    loop {
+        step(world)?;
+        let now = world.kernel.now();
+        match unrest(world) {
+            None if now - *rests_since.get_or_insert(now) >= REST_MS * MS => break,
+            None => {}
+            Some(why) if now >= end => {
+                let waited = scenario.settle_ms_max / 1_000;
+                return Err(format!("liveness: {waited} s after all faults ended: {why}"));
+            }
+            Some(_) => rests_since = None,
+        }
+    }
+    Ok(())
+}
+
+fn step(world: &Shared) -> Result<(), String> {
+    world.kernel.run_until(world.kernel.now() + LOOK);
+    world.take_writes();
+    match world.oracle.borrow().violation() {
+        Some(violation) => Err(violation.to_owned()),
+        None => Ok(()),
+    }
+}
+
+/// Why the cluster is not where it is to be.
+fn unrest(world: &Shared) -> Option<String> {
+    let oracle = world.oracle.borrow();
+    let state = oracle.reference();
+    if let Some(task) = state.active_tasks().next() {
+        return Some(format!(
+            "task {} ({} of {}) stands at {}: {:?}",
+            task.id,
+            task.kind.as_str(),
+            task.vm_name,
+            task.step.name(),
+            task.log.last()
+        ));
+    }
+    if let Some(node) = state.nodes.values().find(|node| !node.is_online()) {
+        return Some(format!("{} is {:?}", node.name, node.liveness));
+    }
+    let vms = state.vms.values();
+    vms.filter_map(|vm| unrest_of(world, &oracle, vm)).next().or_else(|| leftovers(world, &oracle))
+}
+
+fn unrest_of(world: &Shared, oracle: &crate::oracle::Oracle, vm: &Vm) -> Option<String> {
+    let lives: Vec<_> = oracle
+        .vmms
+        .iter()
+        .filter(|(process, fact)| fact.vm == vm.id && world.kernel.lives(**process))
+        .map(|(_, fact)| (fact.node, fact.epoch, fact.open || fact.paused))
+        .collect();
+    let name = &vm.spec.name;
+    match (vm.desired, &vm.place) {
+        (Desired::Running, Place::Runner(runner)) => {
+            let wanted = (runner.node, runner.epoch, true);
+            (lives != [wanted]).then(|| format!("{name} is to run as {wanted:?}, VMMs: {lives:?}"))
+        }
+        (Desired::Stopped, Place::Stopped) => {
+            (!lives.is_empty()).then(|| format!("{name} is stopped, VMMs: {lives:?}"))
+        }
+        (Desired::Saved, Place::Sealed { file, .. }) => {
+            let path = file.path.display().to_string();
+            let kept = world.storage.server(|server| server.states.contains_key(&path));
+            (!lives.is_empty() || !kept)
+                .then(|| format!("{name} is saved, file there: {kept}, VMMs: {lives:?}"))
+        }
+        (desired, place) => Some(format!("{name} is to be {}, and is {place:?}", desired.as_str())),
+    }
+}
+
+/// VMMs, incarnations and files of VMs that are gone.
+fn leftovers(world: &Shared, oracle: &crate::oracle::Oracle) -> Option<String> {
+    let state = oracle.reference();
+    let orphan = oracle
+        .vmms
+        .iter()
+        .find(|(process, fact)| world.kernel.lives(**process) && !state.vms.contains_key(&fact.vm));
+    if let Some((process, _)) = orphan {
+        return Some(format!("{} belongs to no VM", world.kernel.name_of(*process)));
+    }
+    let gone = world.storage.server(|server| {
+        let mut files = server.states.values();
+        files.find(|file| !state.vms.contains_key(&file.vm)).cloned()
+    });
+    gone.map(|file| format!("a state file of a VM that was deleted: {file:?}"))
+}

@@ -1,0 +1,708 @@
+//! A VMM: one process, one VM. Its life is the product's (`hypervisor/src/lifecycle.rs`), the claim's
+//! record and the lease page mean what the product's code says they mean.
+//!
+//! The guest counts. Every record that it writes carries the next number, and its memory is the number
+//! that was last acknowledged after a flush; so a disk that lost something, and a memory that its disk
+//! has left behind, show themselves at the next write.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use bellwether_agent_core::{SaveTimings, SealedState, VmmSight, VmmState};
+use bellwether_claim::record::{self, ClaimRecord, SLOT_OFFSETS, Slot};
+use bellwether_lease::{LeaseView, Verdict, judge};
+use bellwether_types::{Arbiter, Epoch, NodeId, StateFileRef, VmId};
+
+use crate::kernel::{HostId, MS, Nanos, ProcId, SECOND};
+use crate::net::{Address, Responder};
+use crate::oracle::Fact;
+use crate::storage::{DiskRecord, IoError, StateFile};
+use crate::sync::{Queue, Signal};
+use crate::wire::{
+    Code, Request, Response, Status, VmmCall, VmmReply, claim_path, disk_path, state_path,
+};
+use crate::world::Shared;
+
+/// How often the page is looked at while nothing is near.
+const PAGE_POLL: Nanos = 400 * MS;
+const PAGE_POLL_EXPIRED: Nanos = 50 * MS;
+/// Between two tries to get a lock.
+const LOCK_SLICE: Nanos = 50 * MS;
+/// The guest writes this often, about.
+const GUEST_PACE: Nanos = 300 * MS;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Empty,
+    Created,
+    Loaded,
+    Running,
+    Sealed,
+}
+
+/// Why the guest does not run.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Hold {
+    NotStarted,
+    Superseded,
+    Lease,
+    Administrator,
+    Save,
+}
+
+struct Locks {
+    epoch: Epoch,
+    claim: u64,
+    disk: u64,
+    slot: Slot,
+    index: usize,
+}
+
+struct State {
+    phase: Phase,
+    arbiter: Arbiter,
+    holds: BTreeSet<Hold>,
+    locks: Option<Locks>,
+    nonce: u64,
+    /// What the guest's memory holds: the last number that was acknowledged.
+    counter: u64,
+    /// A flush has failed: nothing is acknowledged any more.
+    broken: bool,
+    writing: bool,
+    loaded: Option<StateFileRef>,
+    memory_complete: bool,
+    consume: bool,
+    sealed: Option<(StateFileRef, u64)>,
+}
+
+struct Vmm {
+    world: Shared,
+    process: ProcId,
+    node: NodeId,
+    vm: VmId,
+    home: Epoch,
+    state: RefCell<State>,
+    gate: Signal,
+    stopping: Cell<bool>,
+    driver: Queue<(VmmCall, Responder)>,
+}
+
+type This = Rc<Vmm>;
+
+/// Starts a VMM process without a machine.
+pub fn start(world: &Shared, fact: Fact) -> ProcId {
+    let (kernel, node, home) = (&world.kernel, fact.node, fact.home);
+    let name = world.committed(|state| state.vms.get(&fact.vm).map(|vm| vm.spec.name.clone()));
+    let name = format!("{} on n{node} (epoch {home})", name.unwrap_or_default());
+    let process = kernel.start_process(HostId(node.0), name);
+    let state = State {
+        phase: Phase::Empty,
+        arbiter: Arbiter::Storage,
+        holds: BTreeSet::from([Hold::NotStarted]),
+        locks: None,
+        nonce: world.chance.borrow_mut().next(),
+        counter: 0,
+        broken: false,
+        writing: false,
+        loaded: None,
+        memory_complete: true,
+        consume: false,
+        sealed: None,
+    };
+    let vmm = Rc::new(Vmm {
+        world: Rc::clone(world),
+        process,
+        node,
+        vm: fact.vm,
+        home,
+        state: RefCell::new(state),
+        gate: Signal::new(kernel),
+        stopping: Cell::new(false),
+        driver: Queue::new(kernel),
+    });
+    world.oracle.borrow_mut().prepared(&fact);
+    world.oracle.borrow_mut().vmms.insert(process, fact);
+    listen(&vmm);
+    kernel.spawn(process, drive(Rc::clone(&vmm)));
+    kernel.spawn(process, guest(Rc::clone(&vmm)));
+    kernel.spawn(process, watch_page(vmm));
+    process
+}
+
+fn listen(vmm: &This) {
+    let this = Rc::clone(vmm);
+    let handler = move |request: Request, responder: Responder| {
+        let Request::Vmm(call) = request else { return };
+        let this = Rc::clone(&this);
+        let (kernel, process) = (this.world.kernel.clone(), this.process);
+        kernel.spawn(process, async move {
+            match call {
+                // Nothing that the VMM does holds a status up.
+                VmmCall::Status => {
+                    responder.answer(Ok(Response::Vmm(VmmReply::Status(this.sight()))))
+                }
+                VmmCall::Stop => {
+                    this.stopping.set(true);
+                    this.driver.push((VmmCall::Stop, responder));
+                }
+                call => this.driver.push((call, responder)),
+            }
+        });
+    };
+    vmm.world.net.listen(Address::Vmm(vmm.process), vmm.process, Rc::new(handler));
+}
+
+/// The driver: one command at a time.
+async fn drive(this: This) {
+    loop {
+        let (call, responder) = this.driver.pop().await;
+        if matches!(call, VmmCall::Stop) {
+            this.settle().await;
+            responder.answer(Ok(Response::Vmm(VmmReply::Done)));
+            // The answer is on its way before the process is gone.
+            this.sleep(MS).await;
+            return this.exit("stopped");
+        }
+        let result = this.serve(call).await;
+        responder.answer(result.map(Response::Vmm));
+    }
+}
+
+fn status(code: Code, text: impl Into<String>) -> Status {
+    Status::new(code, text)
+}
+
+fn io(error: IoError) -> Status {
+    let code = match error {
+        IoError::NotFound => Code::NotFound,
+        IoError::Full => Code::ResourceExhausted,
+        IoError::Eio => Code::Internal,
+    };
+    status(code, format!("{error:?}"))
+}
+
+impl Vmm {
+    fn host(&self) -> HostId {
+        HostId(self.node.0)
+    }
+
+    async fn sleep(&self, duration: Nanos) {
+        self.world.sleep(self.host(), duration).await;
+    }
+
+    async fn takes(&self, low: Nanos, high: Nanos) {
+        let duration = self.world.chance.borrow_mut().within(low, high);
+        self.sleep(duration).await;
+    }
+
+    /// Records why, and ends the process.
+    fn exit(self: &Rc<Self>, reason: &str) {
+        let why = (self.node, self.vm, self.home, reason.to_owned());
+        self.world.end_vmm(self.process, Some(why));
+    }
+
+    async fn serve(self: &Rc<Self>, call: VmmCall) -> Result<VmmReply, Status> {
+        match call {
+            VmmCall::Create { arbiter } => {
+                self.require(&[Phase::Empty])?;
+                self.takes(5 * MS, 40 * MS).await;
+                let mut state = self.state.borrow_mut();
+                (state.arbiter, state.phase) = (arbiter, Phase::Created);
+                Ok(VmmReply::Done)
+            }
+            VmmCall::Lock { epoch, wait_ms } => {
+                self.require(&[Phase::Created, Phase::Loaded])?;
+                self.ensure_locks(epoch, wait_ms).await?;
+                Ok(VmmReply::Done)
+            }
+            VmmCall::Load { file } => self.load(file).await,
+            VmmCall::Start { epoch, wait_ms, consume } => self.start(epoch, wait_ms, consume).await,
+            VmmCall::Pause => self.pause(true).await,
+            VmmCall::Resume => self.pause(false).await,
+            VmmCall::Save { generation } => self.save(generation).await,
+            VmmCall::Shutdown => self.shutdown(),
+            VmmCall::Stop | VmmCall::Status => Ok(VmmReply::Done),
+        }
+    }
+
+    fn require(&self, phases: &[Phase]) -> Result<(), Status> {
+        let phase = self.state.borrow().phase;
+        match phases.contains(&phase) {
+            true => Ok(()),
+            false => Err(status(Code::FailedPrecondition, format!("the VMM is {phase:?}"))),
+        }
+    }
+
+    fn set_hold(&self, hold: Hold, held: bool) {
+        let changed = {
+            let mut state = self.state.borrow_mut();
+            if held { state.holds.insert(hold) } else { state.holds.remove(&hold) }
+        };
+        if changed {
+            let holds = self.state.borrow().holds.clone();
+            if let Some(fact) = self.world.oracle.borrow_mut().vmms.get_mut(&self.process) {
+                fact.open = holds.is_empty();
+                fact.paused = holds == BTreeSet::from([Hold::Administrator]);
+            }
+            self.gate.notify();
+        }
+    }
+
+    // --- locks ---
+
+    /// Takes the locks, or raises the epoch of those that are held.
+    async fn ensure_locks(&self, epoch: Epoch, wait_ms: u64) -> Result<(), Status> {
+        let held = self.state.borrow().locks.as_ref().map(|locks| locks.epoch);
+        match held {
+            Some(held) if epoch < held => {
+                return Err(status(Code::Aborted, format!("the VMM holds epoch {held}")));
+            }
+            Some(held) if epoch == held => {}
+            Some(_) => self.raise(epoch).await?,
+            None => self.acquire(epoch, wait_ms).await?,
+        }
+        self.set_epoch(epoch);
+        Ok(())
+    }
+
+    fn set_epoch(&self, epoch: Epoch) {
+        if let Some(fact) = self.world.oracle.borrow_mut().vmms.get_mut(&self.process)
+            && epoch != Epoch(0)
+        {
+            fact.epoch = epoch;
+        }
+        self.enforce();
+    }
+
+    fn ours(&self, epoch: Epoch) -> ClaimRecord {
+        let nonce = self.state.borrow().nonce;
+        let boot_id = self.world.boot(self.node);
+        ClaimRecord { vm_id: self.vm, epoch, node: self.node, boot_id, nonce }
+    }
+
+    /// Takes the claim, then the disk; waits at most so long in all.
+    async fn acquire(&self, epoch: Epoch, wait_ms: u64) -> Result<(), Status> {
+        let deadline = self.world.kernel.boottime(self.host()) + wait_ms * MS;
+        let claim = self.take(claim_path(self.vm), deadline).await?;
+        let (slot, index) = match self.write_claim(claim, epoch).await {
+            Ok(written) => written,
+            Err(error) => {
+                self.unlock();
+                return Err(error);
+            }
+        };
+        let disk = match self.take(disk_path(self.vm), deadline).await {
+            Ok(disk) => disk,
+            Err(error) => {
+                self.unlock();
+                return Err(error);
+            }
+        };
+        self.state.borrow_mut().locks = Some(Locks { epoch, claim, disk, slot, index });
+        Ok(())
+    }
+
+    fn unlock(&self) {
+        self.world.storage.unlock_all(self.host(), self.process, |_| {});
+    }
+
+    /// One lock, tried again while somebody else has it.
+    async fn take(&self, path: String, deadline: Nanos) -> Result<u64, Status> {
+        loop {
+            let lock = self.world.storage.lock(self.process, path.clone()).await.map_err(io)?;
+            if let Some(stamp) = lock {
+                return Ok(stamp);
+            }
+            self.world.hit("storage", "lock-busy");
+            if self.world.kernel.boottime(self.host()) >= deadline {
+                return Err(status(Code::FailedPrecondition, format!("{path} is held")));
+            }
+            if self.stopping.get() {
+                return Err(status(Code::FailedPrecondition, "the VMM is to stop"));
+            }
+            self.sleep(LOCK_SLICE).await;
+        }
+    }
+
+    /// Reads the claim under its lock, and writes ours if the record lets us in.
+    async fn write_claim(&self, stamp: u64, epoch: Epoch) -> Result<(Slot, usize), Status> {
+        let (storage, host, path) = (&self.world.storage, self.host(), claim_path(self.vm));
+        let ours = self.ours(epoch);
+        let bytes = match storage.read_claim(host, path.clone()).await {
+            Err(IoError::NotFound) => {
+                let fresh = record::unclaimed_file(&ours);
+                storage.create_claim(host, path.clone(), fresh.clone()).await.map_err(io)?;
+                fresh
+            }
+            other => other.map_err(io)?,
+        };
+        let Some((slot, index)) = record::current(&bytes) else {
+            return Err(status(Code::DataLoss, "the claim is damaged"));
+        };
+        self.put_claim(slot, index, stamp, ours).await
+    }
+
+    async fn put_claim(
+        &self,
+        slot: Slot,
+        index: usize,
+        stamp: u64,
+        ours: ClaimRecord,
+    ) -> Result<(Slot, usize), Status> {
+        if slot.admit(&ours).is_err() {
+            self.world.hit("storage", "claim-superseded");
+            return Err(status(Code::Aborted, format!("superseded by {}", slot.record)));
+        }
+        let (next, at) = slot.succeed(index, ours);
+        let offset = usize::try_from(SLOT_OFFSETS[at]).unwrap_or(0);
+        let target = (claim_path(self.vm), stamp);
+        let (storage, host) = (&self.world.storage, self.host());
+        storage.write_claim(host, target, offset, next.encode().to_vec()).await.map_err(io)?;
+        Ok((next, at))
+    }
+
+    /// Takes the claim on to a higher epoch, without letting go.
+    async fn raise(&self, epoch: Epoch) -> Result<(), Status> {
+        let (slot, index, claim) = {
+            let state = self.state.borrow();
+            let Some(locks) = &state.locks else { return Ok(()) };
+            (locks.slot, locks.index, locks.claim)
+        };
+        let (slot, index) = self.put_claim(slot, index, claim, self.ours(epoch)).await?;
+        if let Some(locks) = &mut self.state.borrow_mut().locks {
+            (locks.slot, locks.index, locks.epoch) = (slot, index, epoch);
+        }
+        Ok(())
+    }
+
+    // --- verbs ---
+
+    async fn load(self: &Rc<Self>, file: StateFileRef) -> Result<VmmReply, Status> {
+        self.require(&[Phase::Created])?;
+        let path = file.path.display().to_string();
+        let found = self.world.storage.read_state(self.host(), path).await.map_err(io)?;
+        self.takes(MS, 60 * MS).await;
+        if found.vm != self.vm || found.epoch != file.epoch || found.hash != file.hash {
+            return Err(status(Code::DataLoss, "the state file is another one"));
+        }
+        let mut state = self.state.borrow_mut();
+        state.counter = found.counter;
+        state.loaded = Some(file);
+        state.memory_complete = false;
+        state.phase = Phase::Loaded;
+        drop(state);
+        let this = Rc::clone(self);
+        self.world.kernel.spawn(self.process, async move {
+            this.takes(50 * MS, 4 * SECOND).await;
+            this.state.borrow_mut().memory_complete = true;
+            this.gate.notify();
+            this.consume().await;
+        });
+        Ok(VmmReply::Done)
+    }
+
+    /// Removes the file that memory came from, once nobody needs it.
+    async fn consume(&self) {
+        let path = {
+            let mut state = self.state.borrow_mut();
+            match state.memory_complete && state.consume {
+                true => state.loaded.take().map(|file| file.path.display().to_string()),
+                false => None,
+            }
+        };
+        if let Some(path) = path {
+            let _stays_behind = self.world.storage.remove_state(self.host(), path).await;
+        }
+    }
+
+    async fn start(
+        self: &Rc<Self>,
+        epoch: Epoch,
+        wait_ms: u64,
+        consume: bool,
+    ) -> Result<VmmReply, Status> {
+        self.require(&[Phase::Created, Phase::Loaded, Phase::Sealed])?;
+        let (phase, held) = {
+            let state = self.state.borrow();
+            (state.phase, state.locks.as_ref().map_or(Epoch(0), |locks| locks.epoch))
+        };
+        // A sealed VM needs a higher epoch: its file may have been promised to somebody else.
+        if phase == Phase::Sealed && epoch <= held {
+            return Err(status(Code::Aborted, format!("it is sealed at epoch {held}")));
+        }
+        let had_locks = self.state.borrow().locks.is_some();
+        self.ensure_locks(epoch, wait_ms).await?;
+        let file = match phase {
+            Phase::Created => {
+                self.boot(had_locks).await?;
+                None
+            }
+            Phase::Loaded => self.state.borrow().loaded.as_ref().map(|file| file.hash),
+            _ => self.state.borrow().sealed.as_ref().map(|(file, _)| file.hash),
+        };
+        self.run(file);
+        let sealed = {
+            let mut state = self.state.borrow_mut();
+            state.phase = Phase::Running;
+            state.consume = consume;
+            state.sealed.take()
+        };
+        // The VM runs, so the file from which it could have been resumed is worth nothing.
+        if let Some((file, _)) = sealed {
+            let path = file.path.display().to_string();
+            let _stays_behind = self.world.storage.remove_state(self.host(), path).await;
+        }
+        self.consume().await;
+        Ok(VmmReply::Done)
+    }
+
+    /// A guest that boots reads its disk.
+    async fn boot(&self, had_locks: bool) -> Result<(), Status> {
+        let read = self.world.storage.read_disk(self.host(), disk_path(self.vm)).await;
+        match read {
+            Ok(top) => {
+                self.state.borrow_mut().counter = top;
+                Ok(())
+            }
+            Err(error) => {
+                if !had_locks {
+                    self.state.borrow_mut().locks = None;
+                    self.unlock();
+                    self.set_epoch(Epoch(0));
+                }
+                Err(io(error))
+            }
+        }
+    }
+
+    /// Opens the gate: the first instruction.
+    fn run(&self, file: Option<[u8; 32]>) {
+        let counter = self.state.borrow().counter;
+        self.set_hold(Hold::NotStarted, false);
+        self.world.take_writes();
+        self.world.oracle.borrow_mut().started(self.process, file, counter);
+        self.enforce();
+    }
+
+    async fn pause(&self, paused: bool) -> Result<VmmReply, Status> {
+        self.require(&[Phase::Running])?;
+        self.set_hold(Hold::Administrator, paused);
+        Ok(VmmReply::Done)
+    }
+
+    fn shutdown(self: &Rc<Self>) -> Result<VmmReply, Status> {
+        self.require(&[Phase::Running])?;
+        let (this, process) = (Rc::clone(self), self.process);
+        self.world.kernel.spawn(process, async move {
+            // A guest takes its time, and one in eight does not listen.
+            if this.world.chance.borrow_mut().below(8) == 0 {
+                return;
+            }
+            this.takes(200 * MS, 4 * SECOND).await;
+            let open = this.state.borrow().holds.is_empty();
+            if open {
+                this.settle().await;
+                this.exit("guest-shutdown");
+            }
+        });
+        Ok(VmmReply::Done)
+    }
+
+    /// Closes the gate, waits for what the guest has under way, and lets the locks go.
+    async fn settle(&self) {
+        self.set_hold(Hold::NotStarted, true);
+        self.drain().await;
+    }
+
+    async fn drain(&self) {
+        let state = &self.state;
+        self.gate.until(|| (!state.borrow().writing).then_some(())).await;
+    }
+
+    async fn save(self: &Rc<Self>, generation: u64) -> Result<VmmReply, Status> {
+        self.require(&[Phase::Running, Phase::Sealed])?;
+        if let Some((file, sealed)) = self.state.borrow().sealed.clone() {
+            return match sealed == generation {
+                true => Ok(VmmReply::Saved { file }),
+                false => Err(status(Code::FailedPrecondition, "sealed as another generation")),
+            };
+        }
+        if self.state.borrow().holds.contains(&Hold::Superseded) {
+            return Err(status(Code::Aborted, "the page shows a higher epoch"));
+        }
+        // A VM that was restored a moment ago is saved when its memory is here.
+        let state = &self.state;
+        let stopping = &self.stopping;
+        let whole = self.gate.until(|| match stopping.get() {
+            true => Some(false),
+            false => state.borrow().memory_complete.then_some(true),
+        });
+        if !whole.await {
+            return Err(status(Code::FailedPrecondition, "the VMM is to stop"));
+        }
+        self.set_hold(Hold::Save, true);
+        let saved = self.seal(generation).await;
+        if saved.is_ok() {
+            self.set_hold(Hold::NotStarted, true);
+        }
+        self.set_hold(Hold::Save, false);
+        saved
+    }
+
+    async fn seal(&self, generation: u64) -> Result<VmmReply, Status> {
+        self.drain().await;
+        if self.state.borrow().broken {
+            return Err(status(Code::Internal, "the disk does not sync"));
+        }
+        self.takes(20 * MS, 1_500 * MS).await;
+        let (counter, epoch) = {
+            let state = self.state.borrow();
+            (state.counter, state.locks.as_ref().map_or(Epoch(0), |locks| locks.epoch))
+        };
+        let path = state_path(self.vm, epoch, generation);
+        let mut hash = [0; 32];
+        hash[..16].copy_from_slice(self.vm.uuid().as_bytes());
+        hash[16..24].copy_from_slice(&self.world.chance.borrow_mut().next().to_le_bytes());
+        hash[24..].copy_from_slice(&epoch.0.to_le_bytes());
+        let file = StateFile { vm: self.vm, epoch, hash, counter };
+        let name = path.display().to_string();
+        self.world.storage.write_state(self.host(), name, file).await.map_err(io)?;
+        let file = StateFileRef { path, hash, epoch, bytes: 1 << 20 };
+        let mut state = self.state.borrow_mut();
+        state.sealed = Some((file.clone(), generation));
+        state.phase = Phase::Sealed;
+        Ok(VmmReply::Saved { file })
+    }
+
+    fn sight(&self) -> VmmSight {
+        let state = self.state.borrow();
+        let word = match state.phase {
+            Phase::Empty => VmmState::Empty,
+            Phase::Created => VmmState::Created,
+            Phase::Loaded => VmmState::Loaded,
+            Phase::Running if state.holds.is_empty() => VmmState::Running,
+            Phase::Running => VmmState::Paused,
+            Phase::Sealed => VmmState::Sealed,
+        };
+        let sealed = state
+            .sealed
+            .as_ref()
+            .map(|(file, _)| SealedState { file: file.clone(), timings: SaveTimings::default() });
+        VmmSight {
+            state: word,
+            epoch: state.locks.as_ref().map_or(Epoch(0), |locks| locks.epoch),
+            locked: state.locks.is_some(),
+            reason: String::new(),
+            memory_loaded_bytes: u64::from(state.memory_complete),
+            memory_total_bytes: 1,
+            sealed,
+        }
+    }
+
+    // --- the lease page ---
+
+    fn page(&self) -> LeaseView {
+        self.world.runtime(self.node, |runtime| {
+            runtime.pages.get(&(self.vm, self.home)).copied().unwrap_or_default()
+        })
+    }
+
+    fn verdict(&self) -> Verdict {
+        let (arbiter, epoch) = {
+            let state = self.state.borrow();
+            (state.arbiter, state.locks.as_ref().map_or(0, |locks| locks.epoch.0))
+        };
+        let arbiter = match arbiter {
+            Arbiter::Storage => bellwether_lease::Arbiter::Storage,
+            Arbiter::Lease => bellwether_lease::Arbiter::Lease,
+        };
+        judge(arbiter, epoch, Some(self.page()), self.world.kernel.boottime(self.host()))
+    }
+
+    fn enforce(&self) -> Verdict {
+        let verdict = self.verdict();
+        if self.state.borrow().phase == Phase::Running && verdict == Verdict::Expired {
+            self.world.hit("agent", "lease page held");
+        }
+        self.set_hold(Hold::Lease, verdict == Verdict::Expired);
+        self.set_hold(Hold::Superseded, verdict == Verdict::Superseded);
+        verdict
+    }
+}
+
+/// The lease's thread.
+async fn watch_page(this: This) {
+    loop {
+        let pause = match this.enforce() {
+            Verdict::Valid { until_ns: Some(deadline) } => deadline
+                .saturating_sub(this.world.kernel.boottime(this.host()))
+                .clamp(MS, PAGE_POLL),
+            Verdict::Valid { until_ns: None } => PAGE_POLL,
+            Verdict::Expired | Verdict::Superseded => PAGE_POLL_EXPIRED,
+        };
+        this.sleep(pause).await;
+    }
+}
+
+/// The guest and its disk.
+async fn guest(this: This) {
+    loop {
+        let state = &this.state;
+        this.gate.until(|| state.borrow().holds.is_empty().then_some(())).await;
+        this.takes(GUEST_PACE / 2, GUEST_PACE * 3 / 2).await;
+        if !this.state.borrow().holds.is_empty() {
+            continue;
+        }
+        this.world.take_writes();
+        this.world.oracle.borrow_mut().instruction(this.process);
+        // Each submission asks for leave.
+        let permitted = matches!(this.enforce(), Verdict::Valid { .. });
+        if permitted && !this.state.borrow().broken {
+            this.check_deadline();
+            write(&this).await;
+        }
+    }
+}
+
+impl Vmm {
+    /// Under the lease arbiter nothing is submitted after the deadline.
+    fn check_deadline(&self) {
+        let late = self.page().deadline_ns <= self.world.kernel.boottime(self.host());
+        if self.state.borrow().arbiter == Arbiter::Lease && late {
+            let text =
+                format!("6: {} writes after its lease", self.world.kernel.name_of(self.process));
+            self.world.oracle.borrow_mut().fail(text);
+        }
+    }
+}
+
+async fn write(this: &This) {
+    let (record, stamp) = {
+        let mut state = this.state.borrow_mut();
+        let Some(locks) = &state.locks else { return };
+        let number = state.counter + 1;
+        let record = DiskRecord { number, epoch: locks.epoch, by: this.process };
+        let stamp = locks.disk;
+        state.writing = true;
+        (record, stamp)
+    };
+    let target = (disk_path(this.vm), stamp);
+    let written = this.world.storage.write_disk(this.host(), target, record).await;
+    this.world.take_writes();
+    match written {
+        Ok(()) => {
+            this.state.borrow_mut().counter = record.number;
+            this.world.oracle.borrow_mut().acknowledged(this.vm, record.number);
+        }
+        // The kernel has forgotten what it could not write: no later flush is believed.
+        Err(_) => this.state.borrow_mut().broken = true,
+    }
+    this.state.borrow_mut().writing = false;
+    this.gate.notify();
+}
+
+/// What a guest does to itself, by the fault that makes it.
+pub fn end_guest(world: &Shared, process: ProcId, fact: &Fact, reason: &str) {
+    world.end_vmm(process, Some((fact.node, fact.vm, fact.home, reason.to_owned())));
+}
