@@ -9,8 +9,10 @@ pub mod ids;
 pub mod member;
 pub mod spec;
 pub mod states;
+pub mod watchdog;
 
 pub use ids::{BootId, ClusterId, Epoch, Id, NodeId, TaskId, VmId};
 pub use member::{MemberRole, Ports};
 pub use spec::{DiskFormat, DiskSpec, RestartPolicy, SpecError, VmSpec};
 pub use states::{Arbiter, FenceProof, NodePhase, StateFileRef, VmState};
+pub use watchdog::{WatchdogTiming, WatchdogTimingError};
