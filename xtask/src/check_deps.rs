@@ -73,8 +73,13 @@ const STRANGERS: [(&str, &[&str]); 4] = [
 ];
 
 /// Where unsafe code may be.
-const MAY_BE_UNSAFE: [&str; 4] =
-    ["bellwether-memory", "bellwether-vmm", "bellwether-claim", "bellwether-lease"];
+const MAY_BE_UNSAFE: [&str; 5] = [
+    "bellwether-memory",
+    "bellwether-vmm",
+    "bellwether-claim",
+    "bellwether-lease",
+    "bellwether-fencer-kernel",
+];
 
 /// Their types go from crate to crate, so that two versions would not fit together.
 const ONE_VERSION: [&str; 6] = ["vm-memory", "kvm-bindings", "tonic", "prost", "rustls", "zstd"];

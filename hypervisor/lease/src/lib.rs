@@ -9,12 +9,16 @@
 //! | 8 | 8 | version, 1 |
 //! | 64 | 32 | slot 0: serial, epoch, deadline, check |
 //! | 128 | 32 | slot 1: the same |
+//! | 192 | 8 | held: not 0 while the VMM keeps its guest stopped, its I/O drained |
 //!
 //! All numbers are little-endian 64-bit words. A grant goes into the slot that does not count and
 //! then counts because its serial is higher; so a writer that dies, or is preempted, in the middle
 //! leaves the previous grant whole. The check word is a hash of the other three: a slot in which it
 //! is wrong does not count, and a page in which neither slot counts is corrupt, which a reader must
 //! treat as an expired lease.
+//!
+//! The VMM alone writes *held*, for the fencer, which kills a VMM that goes on after its deadline. It
+//! has to be true at any moment: set after the guest has stopped, taken back before it goes on.
 //!
 //! Epoch 0 with deadline 0 is the page before the first grant. Deadlines are CLOCK_BOOTTIME
 //! nanoseconds, so they mean nothing after a reboot: keep the file where a reboot removes it.
@@ -30,7 +34,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use page::{MappedPage, PAGE_BYTES};
+use page::MappedPage;
+pub use page::{PAGE_BYTES, parse};
 
 /// What a page says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -105,6 +110,24 @@ impl LeasePage {
     /// What the page says now.
     pub fn read(&self) -> Result<LeaseView, LeaseError> {
         self.page.read().ok_or_else(|| LeaseError::Corrupt { path: self.path.clone() })
+    }
+
+    /// The same without a word about why not; allocates nothing.
+    pub fn view(&self) -> Option<LeaseView> {
+        self.page.read()
+    }
+
+    /// Says for the fencer whether the guest is held. For the VMM, whose page must have been opened
+    /// with [`Self::open_for_grants`].
+    pub fn set_held(&self, held: bool) -> Result<(), LeaseError> {
+        match self.page.set_held(held) {
+            true => Ok(()),
+            false => Err(LeaseError::Io {
+                operation: "write",
+                path: self.path.clone(),
+                source: io::ErrorKind::PermissionDenied.into(),
+            }),
+        }
     }
 
     /// Grants `epoch` leave until `deadline_ns`. Within an epoch the deadline never moves backwards:
@@ -183,6 +206,21 @@ mod tests {
         });
         file.write_all_at(&[0xff; 8], newest.unwrap() + 16).unwrap();
         assert_eq!(writer.read().unwrap().deadline_ns, 100);
+    }
+
+    #[test]
+    fn a_copy_of_the_bytes_says_the_same() {
+        let (_directory, writer) = page();
+        let copy = || parse(&fs::read(writer.path()).unwrap().try_into().unwrap());
+        assert_eq!(copy(), Some((LeaseView::default(), false)));
+        writer.grant(3, 100).unwrap();
+        writer.set_held(true).unwrap();
+        writer.grant(3, 200).unwrap();
+        assert_eq!(copy(), Some((LeaseView { epoch: 3, deadline_ns: 200 }, true)));
+        writer.set_held(false).unwrap();
+        assert_eq!(copy(), Some((writer.view().unwrap(), false)));
+        assert!(LeasePage::open(writer.path()).unwrap().set_held(true).is_err());
+        assert_eq!(parse(&[0; PAGE_BYTES]), None);
     }
 
     #[test]

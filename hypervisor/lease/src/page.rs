@@ -15,6 +15,8 @@ const VERSION: u64 = 1;
 
 /// The words at which the slots begin.
 const SLOTS: [usize; 2] = [8, 16];
+/// The word in which the VMM says that it holds its guest.
+const HELD: usize = 24;
 const WORDS: usize = PAGE_BYTES / 8;
 
 /// A shared mapping of the page.
@@ -74,24 +76,16 @@ impl MappedPage {
         true
     }
 
-    fn newest(&self) -> Option<(usize, Slot)> {
-        let words = self.words();
-        let head = [&words[0], &words[1]].map(|word| u64::from_le(word.load(Ordering::Acquire)));
-        if head != [MAGIC, VERSION] {
-            return None;
+    /// Says whether the guest is held; false if the page is only readable.
+    pub fn set_held(&self, held: bool) -> bool {
+        if self.writable {
+            self.words()[HELD].store(u64::from(held).to_le(), Ordering::SeqCst);
         }
-        let slots = SLOTS.map(|at| self.slot(at));
-        let valid = slots.into_iter().enumerate().filter_map(|(index, slot)| Some((index, slot?)));
-        valid.max_by_key(|(_, slot)| slot.serial)
+        self.writable
     }
 
-    fn slot(&self, at: usize) -> Option<Slot> {
-        let words = self.words();
-        let word = |index: usize| u64::from_le(words[at + index].load(Ordering::Acquire));
-        let claimed = word(3);
-        let slot =
-            Slot { serial: word(0), view: LeaseView { epoch: word(1), deadline_ns: word(2) } };
-        (claimed == check(slot.serial, slot.view)).then_some(slot)
+    fn newest(&self) -> Option<(usize, Slot)> {
+        newest(|index| u64::from_le(self.words()[index].load(Ordering::Acquire)))
     }
 }
 
@@ -100,6 +94,28 @@ impl Drop for MappedPage {
         // SAFETY: this mapping was made in `map`, and no reference to it outlives `self`.
         let _unmapped = unsafe { rustix::mm::munmap(self.words.as_ptr().cast(), PAGE_BYTES) };
     }
+}
+
+/// The slot that counts, with its place.
+fn newest(word: impl Fn(usize) -> u64) -> Option<(usize, Slot)> {
+    if [word(0), word(1)] != [MAGIC, VERSION] {
+        return None;
+    }
+    let valid = SLOTS.iter().enumerate().filter_map(|(index, at)| {
+        let claimed = word(at + 3);
+        let view = LeaseView { epoch: word(at + 1), deadline_ns: word(at + 2) };
+        let slot = Slot { serial: word(*at), view };
+        (claimed == check(slot.serial, view)).then_some((index, slot))
+    });
+    valid.max_by_key(|(_, slot)| slot.serial)
+}
+
+/// What a copy of the page's bytes says: the grant that counts, and whether the guest is held.
+pub fn parse(bytes: &[u8; PAGE_BYTES]) -> Option<(LeaseView, bool)> {
+    let word = |index: usize| {
+        bytes.as_chunks::<8>().0.get(index).map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    };
+    newest(word).map(|(_, slot)| (slot.view, word(HELD) != 0))
 }
 
 /// A hash of a slot's words (the finalizer of SplitMix64, chained), never 0.

@@ -10,6 +10,7 @@ pub mod member;
 pub mod rules;
 pub mod spec;
 pub mod states;
+pub mod watchdog;
 
 pub use ids::{BootId, ClusterId, Epoch, Id, NodeId, TaskId, VmId};
 pub use member::{MemberRole, Ports};
@@ -18,3 +19,4 @@ pub use rules::{
 };
 pub use spec::{DiskFormat, DiskSpec, RestartPolicy, SpecError, VmSpec};
 pub use states::{Arbiter, FenceProof, NodePhase, StateFileRef, VmState};
+pub use watchdog::{WatchdogTiming, WatchdogTimingError};

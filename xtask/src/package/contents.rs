@@ -64,6 +64,7 @@ const AGENT: Package = Package {
     files: &[
         (Source::Program("bellwether-agent"), "/usr/bin/bellwether-agent"),
         (Source::Program("bellwether-vmm"), "/usr/bin/bellwether-vmm"),
+        (Source::Program("bellwether-fencer"), "/usr/bin/bellwether-fencer"),
         (
             Source::Manual("bellwether-agent", 8, "the agent of a node"),
             "/usr/share/man/man8/bellwether-agent.8",
@@ -76,6 +77,16 @@ const AGENT: Package = Package {
             Source::File("deploy/systemd/bellwether-agent.service"),
             "/usr/lib/systemd/system/bellwether-agent.service",
         ),
+        (
+            Source::Manual("bellwether-fencer", 8, "ends what runs on without a lease"),
+            "/usr/share/man/man8/bellwether-fencer.8",
+        ),
+        (
+            Source::File("deploy/systemd/bellwether-fencer.service"),
+            "/usr/lib/systemd/system/bellwether-fencer.service",
+        ),
+        (Source::File("deploy/config/fencer.toml"), "/etc/bellwether/fencer.toml"),
+        (Source::File("docs/fencing.md"), "/usr/share/doc/bellwether-agent/fencing.md"),
         (
             Source::File("deploy/systemd/bellwether-guests.service"),
             "/usr/lib/systemd/system/bellwether-guests.service",

@@ -30,7 +30,7 @@ Make the Debian packages that users install.
 Usage: cargo xtask package [--debug] [--check] [--json]
 
 Builds the programs and packs them, without root, into target/package/: bellwether-controller,
-bellwether-agent (with the VMM) and bellwether-cli (bell). docs/install.md says what to do with them.
+bellwether-agent (with VMM and fencer) and bellwether-cli (bell). docs/install.md says what to do with them.
 The same commit, toolchain and directory give the same bytes; SOURCE_DATE_EPOCH sets the time that
 is used instead of the commit's.
 
