@@ -214,10 +214,7 @@ impl Vmm for StandIn {
         Err(Status::unimplemented("the stand-in has no memory to copy"))
     }
 
-    async fn abort_pre_copy(
-        &self,
-        _: Request<v1::AbortPreCopyRequest>,
-    ) -> Answered<v1::VmmStatus> {
+    async fn abort_pre_copy(&self, _: Request<v1::AbortPreCopyRequest>) -> Answered<v1::VmmStatus> {
         Ok(Response::new(self.lock().status()))
     }
 

@@ -30,6 +30,7 @@ pub const EXPECTED: &[(&str, &[&str])] = &[
         "event",
         &[
             "chosen",
+            "placed",
             "no-node",
             "proven",
             "reinstated",

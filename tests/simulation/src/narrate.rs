@@ -45,6 +45,7 @@ pub fn applied(world: &World, it: &Applied<'_>) {
 pub fn name(event: &StepEvent) -> &'static str {
     match event {
         StepEvent::Chosen { .. } => "chosen",
+        StepEvent::Placed { .. } => "placed",
         StepEvent::NoNode { .. } => "no-node",
         StepEvent::Proven(_) => "proven",
         StepEvent::Reinstated => "reinstated",

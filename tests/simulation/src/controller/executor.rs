@@ -93,8 +93,8 @@ impl Executor {
                 self.advance(task, StepEvent::Failed { error, retry }).await;
             }
             Err(Failure::Unknown(error)) => {
-                let now = self.this.now_ms();
-                match self.patience.unanswered(task, error, now) {
+                let (state, now) = (self.this.state(), self.this.now_ms());
+                match self.patience.unanswered(&state, task, error, now) {
                     Some(event) => self.advance(task, event).await,
                     None => self.this.sleep(AGAIN).await,
                 }
