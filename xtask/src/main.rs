@@ -6,6 +6,7 @@
 mod check_deps;
 mod cluster;
 mod command;
+mod lab;
 mod package;
 mod setup;
 mod source;
@@ -25,6 +26,7 @@ Commands:
   test        Set up, build, and run all tests
   verify      What CI runs: formatting, lints, dependency rules, licences, then all tests
   bench       Measurements, e.g. `cargo xtask bench migrate`
+  lab         A cluster of real hosts under emulation: power cuts, frozen hosts, pulled cables
   package     Make the Debian packages that users install
   check-deps  Check which crate may use what, and where unsafe code may be
   setup       Install what is missing on this machine
@@ -54,6 +56,7 @@ fn run(arguments: &[String]) -> Result<()> {
         "test" => verify::test(&rest),
         "verify" => verify::verify(&rest),
         "check-deps" => check_deps::run(&rest),
+        "lab" => lab::run_command(&rest),
         "package" => package::run_command(&rest),
         "setup" => setup::run(&rest),
         "help" | "-h" | "--help" => {
