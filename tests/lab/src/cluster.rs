@@ -238,6 +238,19 @@ pub fn read_journal(lab: &Lab, name: &str) -> Result<Vec<u8>> {
     base64::engine::general_purpose::STANDARD.decode(text.trim()).context("read the disk")
 }
 
+/// Stops and removes every VM that an earlier scenario left, whatever became of it.
+pub fn delete_leftovers(lab: &mut Lab) -> Result<()> {
+    let from = any_well(lab)?;
+    let vms = bell_json(lab, &from, &["vm", "list"])?;
+    for vm in vms.as_array().into_iter().flatten() {
+        let name = vm["spec"]["name"].as_str().context("a VM without a name")?;
+        lab.note(&format!("VM {name} was left over"));
+        bell_within(lab, &from, &["vm", "stop", name, "--yes"], Duration::from_secs(120))?;
+        delete_vm(lab, name)?;
+    }
+    Ok(())
+}
+
 /// Removes a VM that is stopped, and its disk.
 pub fn delete_vm(lab: &mut Lab, name: &str) -> Result<()> {
     let from = any_well(lab)?;

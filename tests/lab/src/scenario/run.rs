@@ -147,7 +147,8 @@ impl<'a> Runner<'a> {
             }
             cluster::delete_vm(self.lab, vm)?;
         }
-        Ok(())
+        // One that could not even be made must not stand in the way of the next scenario.
+        cluster::delete_leftovers(self.lab)
     }
 
     fn judge(&mut self, vm: &str) -> Result<VmReport> {
