@@ -6,6 +6,7 @@
 mod check_deps;
 mod cluster;
 mod command;
+mod lab;
 mod mutate;
 mod package;
 mod scale;
@@ -30,6 +31,7 @@ Commands:
   bench       Measurements: `cargo xtask bench migrate`, `cargo xtask bench scale`
   sim         Years of failures on the decision code, under seeds
   mutate-sim  Break the product on purpose: the simulator must notice
+  lab         A cluster of real hosts under emulation: power cuts, frozen hosts, pulled cables
   package     Make the Debian packages that users install
   check-deps  Check which crate may use what, and where unsafe code may be
   setup       Install what is missing on this machine
@@ -61,6 +63,7 @@ fn run(arguments: &[String]) -> Result<()> {
         "sim" => sim::sim(&rest),
         "mutate-sim" => mutate::mutate(&rest),
         "check-deps" => check_deps::run(&rest),
+        "lab" => lab::run_command(&rest),
         "package" => package::run_command(&rest),
         "setup" => setup::run(&rest),
         "help" | "-h" | "--help" => {

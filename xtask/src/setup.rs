@@ -23,6 +23,15 @@ Options:
 
 /// A program, and the Debian package that has it.
 const PACKAGES: [(&str, &[&str]); 1] = [("cc", &["gcc", "libc6-dev"])];
+/// What only the lab needs.
+const LAB_PACKAGES: [(&str, &[&str]); 6] = [
+    ("qemu-system-x86_64", &["qemu-system-x86"]),
+    ("mmdebstrap", &["mmdebstrap"]),
+    ("busybox", &["busybox-static"]),
+    ("mke2fs", &["e2fsprogs"]),
+    ("xz", &["xz-utils"]),
+    ("setpriv", &["util-linux"]),
+];
 const COMPONENTS: [(&str, &str); 2] = [("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")];
 const TOOLS: [&str; 2] = ["cargo-nextest", "cargo-deny"];
 
@@ -45,7 +54,17 @@ pub fn run(arguments: &[&str]) -> Result<()> {
 
 /// Installs the packages that are missing.
 pub fn ensure_packages() -> Result<()> {
-    let missing: Vec<&str> = PACKAGES
+    ensure(&PACKAGES)
+}
+
+/// The same for the lab, with what every build needs.
+pub fn ensure_lab_packages() -> Result<()> {
+    ensure_packages()?;
+    ensure(&LAB_PACKAGES)
+}
+
+fn ensure(packages: &[(&str, &[&str])]) -> Result<()> {
+    let missing: Vec<&str> = packages
         .iter()
         .filter(|(program, _)| !is_installed(program))
         .flat_map(|(_, packages)| packages.iter().copied())

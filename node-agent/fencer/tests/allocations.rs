@@ -41,7 +41,7 @@ fn no_step_allocates_whatever_it_finds() {
         vmm.page.grant(7, deadline).unwrap();
     }
     overdue.page.grant(7, deadline).unwrap();
-    grants.grant(1, now_ns() + 90 * MS).unwrap();
+    grants.grant(1, now_ns() + 900 * MS).unwrap();
     assert_eq!(allocations(&mut fencer, 20), 0);
     overdue.page.grant(8, 1).unwrap();
     assert_eq!(allocations(&mut fencer, 1), 0);

@@ -70,7 +70,8 @@ mod tests {
         let mut bytes = vec![0; sectors as usize * SECTOR_BYTES];
         for &seq in seqs {
             let at = (seq % sectors) as usize * SECTOR_BYTES;
-            bytes[at..at + SECTOR_BYTES].copy_from_slice(&journal_format::encode(seq, 1, 1));
+            let record = Record { seq, ns: 1, seed: 1, boot: 1, previous: 0 };
+            bytes[at..at + SECTOR_BYTES].copy_from_slice(&journal_format::encode(&record));
         }
         std::fs::write(&path.0, bytes).unwrap();
         let journal = Journal::scan(&path.0).unwrap();

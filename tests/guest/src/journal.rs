@@ -15,7 +15,8 @@
 //!   the disk is newer than the last `journal` line.
 //! - A record that failed is submitted again as it was, at the next interval: what became of the first
 //!   attempt is unknown, and both have the same bytes.
-//! - At boot the guest reads the journal and goes on after the newest record that it finds.
+//! - At boot the guest reads the journal and goes on after the newest record that it finds, with a boot
+//!   number above all that it finds. A guest that is moved or restored is the same boot.
 //!
 //! # States
 //!
@@ -27,7 +28,7 @@
 //!
 //! The machine's loop owns the journal. It lives in memory only: after a crash the scan rebuilds it.
 
-use crate::journal_format::{BadRecord, SECTOR_BYTES, decode, encode};
+use crate::journal_format::{BadRecord, Record, SECTOR_BYTES, checksum, decode, encode};
 
 /// How much one read of the scan covers.
 pub const SCAN_SECTORS: u64 = 512;
@@ -93,8 +94,11 @@ pub struct Journal {
     config: Config,
     state: State,
     in_flight: bool,
-    /// The newest acknowledged (or found) record.
+    /// The newest acknowledged (or found) record, and its checksum.
     last: u64,
+    previous: u64,
+    /// The highest that was found; above it once the scan is done.
+    boot: u64,
     /// The record that is being written, kept as it is until it is acknowledged.
     pending: Option<[u8; SECTOR_BYTES]>,
     due_ns: u64,
@@ -106,7 +110,16 @@ impl Journal {
             0 => State::Closed,
             _ => State::Scanning { next: 0, single_until: 0, scan: Scan::default() },
         };
-        Self { config, state, in_flight: false, last: 0, pending: None, due_ns: 0 }
+        Self {
+            config,
+            state,
+            in_flight: false,
+            last: 0,
+            previous: 0,
+            boot: 0,
+            pending: None,
+            due_ns: 0,
+        }
     }
 
     pub fn last(&self) -> u64 {
@@ -196,17 +209,22 @@ impl Journal {
             return Event::Nothing;
         }
         self.last = scan.last.unwrap_or(0);
+        self.boot += 1;
         self.state = if self.config.read_only { State::Closed } else { State::Idle };
         Event::Scanned(scan)
     }
 
-    fn scan_data(&self, first: u64, data: &[u8], scan: &mut Scan) {
+    fn scan_data(&mut self, first: u64, data: &[u8], scan: &mut Scan) {
         let (sectors, _) = data.as_chunks::<SECTOR_BYTES>();
         for (sector, bytes) in (first..).zip(sectors) {
             match decode(bytes) {
                 Ok(record) if record.seq % self.config.usable == sector => {
                     scan.records += 1;
-                    scan.last = scan.last.max(Some(record.seq));
+                    self.boot = self.boot.max(record.boot);
+                    if Some(record.seq) > scan.last {
+                        scan.last = Some(record.seq);
+                        self.previous = checksum(bytes);
+                    }
                 }
                 Err(BadRecord::Blank) => {}
                 _ => scan.bad += 1,
@@ -215,8 +233,14 @@ impl Journal {
     }
 
     fn write_request(&mut self, now_ns: u64) -> Request {
-        let seq = self.last + 1;
-        let data = self.pending.unwrap_or_else(|| encode(seq, now_ns, self.config.seed));
+        let record = Record {
+            seq: self.last + 1,
+            ns: now_ns,
+            seed: self.config.seed,
+            boot: self.boot,
+            previous: self.previous,
+        };
+        let data = self.pending.unwrap_or_else(|| encode(&record));
         self.pending = Some(data);
         self.due_ns = now_ns + self.config.interval_ns;
         self.state = State::Writing;
@@ -234,7 +258,7 @@ impl Journal {
 
     fn acknowledged(&mut self) -> Event {
         self.state = State::Idle;
-        self.pending = None;
+        self.previous = self.pending.take().map_or(self.previous, |data| checksum(&data));
         self.last += 1;
         Event::Acknowledged { seq: self.last }
     }

@@ -5,17 +5,22 @@
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
-//! | 0 | 8 | `BWJRNL01` |
+//! | 0 | 8 | `BWJRNL02` |
 //! | 8 | 8 | sequence number, from 1 |
 //! | 16 | 8 | `ns` of the guest's clock when the record was made (since that boot) |
 //! | 24 | 8 | the guest's `seed` |
-//! | 32 | 472 | filler: 59 words of SplitMix64 that depend on seed and sequence number |
+//! | 32 | 8 | which boot of the guest wrote it: one more than the highest that the disk knew then |
+//! | 40 | 8 | the checksum of the record before; 0 for the first one |
+//! | 48 | 456 | filler: 57 words of SplitMix64 that depend on seed and sequence number |
 //! | 504 | 8 | FNV-1a 64 of the bytes before |
+//!
+//! So the records are a chain. Two guests that write to one disk, or an old one that writes once
+//! more after a newer one began, break it: somebody's record names one that is not there.
 
 pub const SECTOR_BYTES: usize = 512;
-pub const MAGIC: [u8; 8] = *b"BWJRNL01";
+pub const MAGIC: [u8; 8] = *b"BWJRNL02";
 
-const FILLER: core::ops::Range<usize> = 32..CHECKSUM;
+const FILLER: core::ops::Range<usize> = 48..CHECKSUM;
 const CHECKSUM: usize = 504;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +28,9 @@ pub struct Record {
     pub seq: u64,
     pub ns: u64,
     pub seed: u64,
+    pub boot: u64,
+    /// The checksum of the record before.
+    pub previous: u64,
 }
 
 /// Why a sector is not a record.
@@ -36,18 +44,25 @@ pub enum BadRecord {
     Filler,
 }
 
-pub fn encode(seq: u64, ns: u64, seed: u64) -> [u8; SECTOR_BYTES] {
+pub fn encode(record: &Record) -> [u8; SECTOR_BYTES] {
     let mut sector = [0; SECTOR_BYTES];
     sector[..8].copy_from_slice(&MAGIC);
-    put(&mut sector, 8, seq);
-    put(&mut sector, 16, ns);
-    put(&mut sector, 24, seed);
+    put(&mut sector, 8, record.seq);
+    put(&mut sector, 16, record.ns);
+    put(&mut sector, 24, record.seed);
+    put(&mut sector, 32, record.boot);
+    put(&mut sector, 40, record.previous);
     for at in FILLER.step_by(8) {
-        put(&mut sector, at, filler(seq, seed, at));
+        put(&mut sector, at, filler(record.seq, record.seed, at));
     }
     let checksum = fnv1a64(&sector[..CHECKSUM]);
     put(&mut sector, CHECKSUM, checksum);
     sector
+}
+
+/// What the record after this one names as the one before.
+pub fn checksum(sector: &[u8; SECTOR_BYTES]) -> u64 {
+    get(sector, CHECKSUM)
 }
 
 pub fn decode(sector: &[u8; SECTOR_BYTES]) -> Result<Record, BadRecord> {
@@ -60,7 +75,13 @@ pub fn decode(sector: &[u8; SECTOR_BYTES]) -> Result<Record, BadRecord> {
     if get(sector, CHECKSUM) != fnv1a64(&sector[..CHECKSUM]) {
         return Err(BadRecord::Checksum);
     }
-    let record = Record { seq: get(sector, 8), ns: get(sector, 16), seed: get(sector, 24) };
+    let record = Record {
+        seq: get(sector, 8),
+        ns: get(sector, 16),
+        seed: get(sector, 24),
+        boot: get(sector, 32),
+        previous: get(sector, 40),
+    };
     let right = |at| get(sector, at) == filler(record.seq, record.seed, at);
     if FILLER.step_by(8).all(right) { Ok(record) } else { Err(BadRecord::Filler) }
 }

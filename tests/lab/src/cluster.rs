@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use base64::Engine as _;
 use serde_json::Value;
 
 use crate::lab::{Lab, STORAGE};
+use crate::timeline::Timeline;
 
 const DATA: &str = "/var/lib/bellwether";
+/// The same directory on the storage host.
+const EXPORT: &str = "/export";
 const STORAGE_PATH: &str = "/srv/bellwether";
-const ADMIN: &str = "BELLWETHER_CONFIG=/var/lib/bellwether/admin/bell.toml";
 /// One command of an administrator; TLS is slow under emulation.
 const COMMAND: Duration = Duration::from_secs(60);
 /// A node that boots before the storage host does tries again and again.
@@ -35,7 +38,7 @@ pub fn form(lab: &mut Lab) -> Result<()> {
 /// The kernel of the guests lies on the storage, where every node finds it.
 fn prepare_storage(lab: &Lab, nodes: &[String]) -> Result<()> {
     for node in nodes {
-        retry(lab, &format!("{node} to mount the storage"), MOUNT, || {
+        retry(&lab.timeline, &format!("{node} to mount the storage"), MOUNT, || {
             lab.exec_ok(node, &["mountpoint", "-q", STORAGE_PATH], COMMAND).map(Some)
         })?;
     }
@@ -115,16 +118,18 @@ fn address(node: &str) -> Result<String> {
 }
 
 fn await_leader(lab: &Lab, node: &str, limit: Duration) -> Result<()> {
-    retry(lab, "a leader", limit, || bell(lab, node, &["cluster", "status"]).map(|_| Some(())))
+    retry(&lab.timeline, "a leader", limit, || {
+        bell(lab, node, &["cluster", "status"]).map(|_| Some(()))
+    })
 }
 
 pub fn await_online(lab: &mut Lab, count: usize, limit: Duration) -> Result<()> {
     let from = any_well(lab)?;
     let lab = &*lab;
-    retry(lab, &format!("{count} nodes online"), limit, || {
+    retry(&lab.timeline, &format!("{count} nodes online"), limit, || {
         let nodes = bell_json(lab, &from, &["node", "list"])?;
         let online =
-            nodes.as_array().into_iter().flatten().filter(|node| node["state"] == "online");
+            nodes.as_array().into_iter().flatten().filter(|node| node["phase"] == "online");
         Ok((online.count() >= count).then_some(()))
     })
 }
@@ -142,7 +147,9 @@ pub fn bell(lab: &Lab, host: &str, words: &[&str]) -> Result<String> {
 }
 
 pub fn bell_within(lab: &Lab, host: &str, words: &[&str], limit: Duration) -> Result<String> {
-    let mut argv = vec!["env", ADMIN, "bell"];
+    // By itself it waits 15 s for an answer, which is little here.
+    let patience = format!("{}s", limit.as_secs().saturating_sub(5));
+    let mut argv = vec!["bell", "--timeout", &patience];
     argv.extend(words);
     lab.exec_ok(host, &argv, limit)
 }
@@ -155,18 +162,114 @@ pub fn bell_json(lab: &Lab, host: &str, words: &[&str]) -> Result<Value> {
         .with_context(|| format!("read the JSON of `bell {}`", words.join(" ")))
 }
 
+/// The node whose controller leads.
+pub fn leader(lab: &mut Lab) -> Result<String> {
+    let from = any_well(lab)?;
+    let status = bell_json(lab, &from, &["cluster", "status"])?;
+    let controllers = status["controllers"].as_array().into_iter().flatten();
+    let leader = controllers.into_iter().find(|controller| controller["leader"] == true);
+    let name = leader.and_then(|controller| controller["member"]["name"].as_str());
+    Ok(name.context("the controllers have no leader")?.to_owned())
+}
+
+/// What the cluster says of a VM.
+pub fn vm(lab: &mut Lab, vm: &str) -> Result<Value> {
+    let from = any_well(lab)?;
+    bell_json(lab, &from, &["vm", "show", vm])
+}
+
+pub fn node_phase(lab: &mut Lab, node: &str) -> Result<String> {
+    let from = any_well(lab)?;
+    let node = bell_json(lab, &from, &["node", "show", node])?;
+    Ok(node["phase"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Events after a number.
+pub fn events(lab: &mut Lab, after: u64) -> Result<Vec<Value>> {
+    let from = any_well(lab)?;
+    let events = bell_json(lab, &from, &["event", "list"])?;
+    let events = events.as_array().cloned().unwrap_or_default();
+    Ok(events.into_iter().filter(|event| event["seq"].as_u64() > Some(after)).collect())
+}
+
+/// Sectors of the journal of a VM in the lab: it wraps around after a few minutes.
+const JOURNAL_SECTORS: u64 = 4096;
+
+/// Makes a VM with the test guest and a disk of its own, and starts it. Returns its id.
+pub fn create_vm(lab: &mut Lab, name: &str) -> Result<String> {
+    let from = any_well(lab)?;
+    let disk = format!("{STORAGE_PATH}/{name}.raw");
+    let size = (JOURNAL_SECTORS * 512).to_string();
+    lab.exec_ok(&from, &["truncate", "-s", &size, &disk], COMMAND)?;
+    let cmdline = format!(
+        "tick_ms=100 mem_mib=8 dirty_mib_s=1 verify_mib_s=2 journal_ms=100 journal_sectors={JOURNAL_SECTORS}"
+    );
+    let kernel = format!("{STORAGE_PATH}/guest.elf");
+    let disk = format!("path={disk},format=raw");
+    let words = [
+        "vm",
+        "create",
+        name,
+        "--memory",
+        "32M",
+        "--kernel",
+        &kernel,
+        "--disk",
+        &disk,
+        "--cmdline",
+        &cmdline,
+        "--start",
+    ];
+    let made = bell_json(lab, &from, &words)?;
+    let id = made["vm"]["id"].as_str().context("the JSON of `bell vm create` names no id")?;
+    Ok(id.to_owned())
+}
+
+/// Stops a VM and returns its journal, as the storage host has it.
+pub fn take_journal(lab: &mut Lab, name: &str) -> Result<Vec<u8>> {
+    let from = any_well(lab)?;
+    bell_within(lab, &from, &["vm", "stop", name, "--yes"], Duration::from_secs(90))?;
+    read_journal(lab, name)
+}
+
+pub fn read_journal(lab: &Lab, name: &str) -> Result<Vec<u8>> {
+    let file = format!("{EXPORT}/{name}.raw");
+    let text = lab.exec_ok(STORAGE, &["base64", "-w0", &file], COMMAND)?;
+    base64::engine::general_purpose::STANDARD.decode(text.trim()).context("read the disk")
+}
+
+/// Stops and removes every VM that an earlier scenario left, whatever became of it.
+pub fn delete_leftovers(lab: &mut Lab) -> Result<()> {
+    let from = any_well(lab)?;
+    let vms = bell_json(lab, &from, &["vm", "list"])?;
+    for vm in vms.as_array().into_iter().flatten() {
+        let name = vm["spec"]["name"].as_str().context("a VM without a name")?;
+        lab.note(&format!("VM {name} was left over"));
+        bell_within(lab, &from, &["vm", "stop", name, "--yes"], Duration::from_secs(120))?;
+        delete_vm(lab, name)?;
+    }
+    Ok(())
+}
+
+/// Removes a VM that is stopped, and its disk.
+pub fn delete_vm(lab: &mut Lab, name: &str) -> Result<()> {
+    let from = any_well(lab)?;
+    bell(lab, &from, &["vm", "delete", name, "--yes"])?;
+    lab.exec_ok(&from, &["rm", "-f", &format!("{STORAGE_PATH}/{name}.raw")], COMMAND).map(drop)
+}
+
 /// Asks again and again until there is an answer. An error counts as "not yet": while things are
 /// broken on purpose most questions fail for a while.
 pub fn retry<T>(
-    lab: &Lab,
+    timeline: &Timeline,
     what: &str,
     limit: Duration,
     mut probe: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    let started = lab.timeline.now();
+    let started = timeline.now();
     let mut last = String::from("it is not so");
     let (_never, pace) = std::sync::mpsc::channel::<()>();
-    while lab.timeline.now() - started < limit {
+    while timeline.now() - started < limit {
         match probe() {
             Ok(Some(found)) => return Ok(found),
             Ok(None) => "it is not so".clone_into(&mut last),
@@ -176,9 +279,4 @@ pub fn retry<T>(
         let _ = pace.recv_timeout(Duration::from_millis(200));
     }
     bail!("waited {} s for {what}: {last}", limit.as_secs())
-}
-
-/// The host with the disks.
-pub fn storage_exec(lab: &Lab, argv: &[&str]) -> Result<String> {
-    lab.exec_ok(STORAGE, argv, COMMAND)
 }

@@ -14,8 +14,11 @@
 pub mod channel;
 pub mod cluster;
 pub mod fabric;
+pub mod journal;
 pub mod lab;
 pub mod machine;
+pub mod scenario;
+pub mod shell;
 pub mod timeline;
 pub mod watch;
 pub mod wire;

@@ -29,6 +29,10 @@ pub struct Vm {
     pub fatal: Vec<String>,
     /// Lines about failed requests.
     pub io_errors: u64,
+    last_tick: Option<Duration>,
+    /// The longest time between two ticks, whoever printed them, and when it ended.
+    pub longest_silence: Duration,
+    pub silence_ended: Duration,
 }
 
 #[derive(Clone, Default, Debug)]
@@ -57,6 +61,13 @@ impl Watch {
         {
             let short = vm_id.get(..8).unwrap_or(vm_id);
             timeline.note(host, &format!("guest {short}.{epoch}: {line}"));
+        }
+    }
+
+    /// Measures silence from now on.
+    pub fn forget_silence(&self, vm_id: &str) {
+        if let Some(vm) = self.lock().get_mut(vm_id) {
+            vm.longest_silence = Duration::ZERO;
         }
     }
 
@@ -89,12 +100,15 @@ impl Watch {
 
 impl Vm {
     fn take(&mut self, host: &str, epoch: u64, line: &str, now: Duration) {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        if word == "tick" {
+            self.heard_tick(now);
+        }
         let incarnation = self
             .incarnations
             .entry((host.to_owned(), epoch))
             .or_insert_with(|| Incarnation { first_heard: now, ..Incarnation::default() });
         incarnation.last_heard = now;
-        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         match word {
             "boot" => incarnation.booted = true,
             "tick" => {
@@ -112,20 +126,24 @@ impl Vm {
         }
     }
 
-    /// The guest's latest sign of life, on any host.
-    pub fn last_tick(&self) -> Option<Duration> {
-        self.incarnations.values().filter_map(|incarnation| incarnation.last_tick).max()
+    fn heard_tick(&mut self, now: Duration) {
+        let silence = self.last_tick.map_or(Duration::ZERO, |last| now - last);
+        self.last_tick = Some(now);
+        if silence > self.longest_silence {
+            self.longest_silence = silence;
+            self.silence_ended = now;
+        }
     }
 
-    /// The first tick of any incarnation after a moment, and where.
-    pub fn first_tick_after(&self, moment: Duration) -> Option<(Duration, &str)> {
-        let later = |(key, incarnation): (&'_ (String, u64), &Incarnation)| {
-            incarnation.first_tick.filter(|tick| *tick > moment).map(|tick| (tick, key.0.clone()))
-        };
-        let found = self.incarnations.iter().filter_map(later).min();
-        let (tick, host) = found?;
-        let key = self.incarnations.keys().find(|key| key.0 == host)?;
-        Some((tick, &key.0))
+    /// The guest's latest sign of life, on any host.
+    pub fn last_tick(&self) -> Option<Duration> {
+        self.last_tick
+    }
+
+    /// The latest sign of life on one host.
+    pub fn last_tick_on(&self, host: &str) -> Option<Duration> {
+        let own = self.incarnations.iter().filter(|((name, _), _)| name == host);
+        own.filter_map(|(_, incarnation)| incarnation.last_tick).max()
     }
 
     /// Boots of this guest's kernel that were heard.

@@ -37,6 +37,11 @@ const CONTROLLER: Package = Package {
     name: "bellwether-controller",
     files: &[
         (Source::Program("bellwether-controller"), "/usr/bin/bellwether-controller"),
+        (Source::Program("bellwether-power"), "/usr/bin/bellwether-power"),
+        (
+            Source::Manual("bellwether-power", 8, "tries the power switch of a host"),
+            "/usr/share/man/man8/bellwether-power.8",
+        ),
         (
             Source::Manual("bellwether-controller", 8, "one of the controllers of a cluster"),
             "/usr/share/man/man8/bellwether-controller.8",
@@ -51,6 +56,7 @@ const CONTROLLER: Package = Package {
         ),
         (Source::File("deploy/config/controller.toml"), "/etc/bellwether/controller.toml"),
         (Source::File("docs/install.md"), "/usr/share/doc/bellwether-controller/install.md"),
+        (Source::File("docs/fencing.md"), "/usr/share/doc/bellwether-controller/fencing.md"),
         (
             Source::File("docs/failure-model.md"),
             "/usr/share/doc/bellwether-controller/failure-model.md",

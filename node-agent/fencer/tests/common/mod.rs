@@ -45,10 +45,10 @@ impl Node {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
-    /// The shortest times that there are.
+    /// Times that a machine under load keeps.
     pub fn config(&self) -> FencerConfig {
         let runtime_dir = self.dir.path().to_owned();
-        FencerConfig { runtime_dir, pet_ms: 100, stop_ms: 100, ..FencerConfig::default() }
+        FencerConfig { runtime_dir, pet_ms: 1_000, stop_ms: 1_000, ..FencerConfig::default() }
     }
 
     /// The agent's end of the grant page.

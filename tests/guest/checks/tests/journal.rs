@@ -3,12 +3,20 @@
 use bellwether_guest_checks::journal::{
     Config, Event, Journal, Operation, Request, SCAN_SECTORS, Scan,
 };
-use bellwether_guest_checks::journal_format::{BadRecord, Record, SECTOR_BYTES, decode, encode};
+use bellwether_guest_checks::journal_format::{BadRecord, Record, SECTOR_BYTES, checksum, decode};
 
 const OK: u8 = 0;
 const IOERR: u8 = 1;
 const CONFIG: Config =
     Config { usable: 8, seed: 42, read_only: false, flush: true, interval_ns: 1000 };
+
+fn record(seq: u64) -> Record {
+    Record { seq, ns: 0, seed: 42, boot: 1, previous: 0 }
+}
+
+fn encode(seq: u64) -> [u8; SECTOR_BYTES] {
+    bellwether_guest_checks::journal_format::encode(&record(seq))
+}
 
 /// A disk whose requests complete when the test says so.
 struct Disk {
@@ -23,7 +31,7 @@ impl Disk {
     fn with_records(sectors: usize, seqs: std::ops::RangeInclusive<u64>) -> Self {
         let mut disk = Self::blank(sectors);
         for seq in seqs {
-            disk.sectors[seq as usize % sectors] = encode(seq, 0, 42);
+            disk.sectors[seq as usize % sectors] = encode(seq);
         }
         disk
     }
@@ -63,27 +71,25 @@ impl Disk {
 
 #[test]
 fn a_record_comes_back() {
-    let record = Record { seq: 7, ns: 1234, seed: 99 };
-    assert_eq!(decode(&encode(7, 1234, 99)), Ok(record));
+    assert_eq!(decode(&encode(7)), Ok(record(7)));
 }
 
 #[test]
 fn the_format_is_what_the_table_says() {
-    let sector = encode(0x0102, 3, 4);
-    assert_eq!(&sector[..8], b"BWJRNL01");
-    assert_eq!(
-        sector[8..32],
-        [2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0]
-    );
+    let record = Record { seq: 0x0102, ns: 3, seed: 4, boot: 5, previous: 6 };
+    let sector = bellwether_guest_checks::journal_format::encode(&record);
+    assert_eq!(&sector[..8], b"BWJRNL02");
+    let words: Vec<u8> = (8..48).step_by(8).map(|at| sector[at]).collect();
+    assert_eq!((words, sector[9]), (vec![2, 3, 4, 5, 6], 1));
     // Golden: disks written by an older guest must stay readable.
-    assert_eq!(u64::from_le_bytes(encode(1, 2, 3)[504..].try_into().unwrap()), GOLDEN_CHECKSUM);
+    assert_eq!(checksum(&sector), GOLDEN_CHECKSUM);
 }
 
-const GOLDEN_CHECKSUM: u64 = 0x8a63_0d77_1a5c_5b83;
+const GOLDEN_CHECKSUM: u64 = 0xe629_58f2_0a15_8de4;
 
 #[test]
 fn every_flipped_bit_is_noticed() {
-    let good = encode(7, 1234, 99);
+    let good = encode(7);
     for bit in 0..SECTOR_BYTES * 8 {
         let mut bad = good;
         bad[bit / 8] ^= 1 << (bit % 8);
@@ -157,7 +163,7 @@ fn a_failed_record_is_written_again_as_it_was() {
 fn the_scan_counts_what_is_bad() {
     let mut disk = Disk::with_records(8, 1..=5);
     disk.sectors[2][100] ^= 1;
-    disk.sectors[7] = encode(6, 0, 42); // a good record in the wrong place
+    disk.sectors[7] = encode(6); // a good record in the wrong place
     let mut journal = Journal::new(CONFIG);
     assert_eq!(disk.scan(&mut journal), Scan { records: 4, last: Some(5), bad: 2 });
 }
@@ -207,4 +213,48 @@ fn a_disk_of_one_sector_and_one_of_none_work() {
     disk.step(&mut journal, 0);
     assert_eq!(disk.step(&mut journal, 0), Some(Event::Acknowledged { seq: 1 }));
     assert_eq!(Journal::new(Config { usable: 0, ..CONFIG }).next_request(0), Some(None).flatten());
+}
+
+/// Runs until so many more records are acknowledged.
+fn acknowledge(disk: &mut Disk, journal: &mut Journal, mut records: u64) {
+    while records > 0 {
+        if let Some(Event::Acknowledged { .. }) = disk.step(journal, journal.due_ns().unwrap()) {
+            records -= 1;
+        }
+    }
+}
+
+fn read(disk: &Disk, seq: u64) -> Record {
+    decode(&disk.sectors[seq as usize % disk.sectors.len()]).unwrap()
+}
+
+#[test]
+fn records_are_a_chain_that_goes_on_after_a_reboot_with_the_next_boot_number() {
+    let mut disk = Disk::blank(8);
+    let config = Config { interval_ns: 1, ..CONFIG };
+    for boot in 1..=2 {
+        let mut journal = Journal::new(config);
+        disk.scan(&mut journal);
+        acknowledge(&mut disk, &mut journal, 5);
+        assert_eq!(read(&disk, boot * 5).boot, boot);
+    }
+    for seq in 4..=10 {
+        let before = checksum(&disk.sectors[(seq - 1) as usize % 8]);
+        assert_eq!(read(&disk, seq).previous, before, "record {seq}");
+    }
+}
+
+#[test]
+fn an_old_guest_that_writes_once_more_breaks_the_chain() {
+    let mut disk = Disk::blank(8);
+    let config = Config { interval_ns: 1, ..CONFIG };
+    let mut old = Journal::new(config);
+    disk.scan(&mut old);
+    acknowledge(&mut disk, &mut old, 2);
+    let mut new = Journal::new(config);
+    disk.scan(&mut new);
+    acknowledge(&mut disk, &mut new, 3);
+    assert_eq!(read(&disk, 4).previous, checksum(&disk.sectors[3]));
+    acknowledge(&mut disk, &mut old, 1);
+    assert_ne!(read(&disk, 4).previous, checksum(&disk.sectors[3]));
 }
