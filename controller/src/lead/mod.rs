@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use bellwether_core::command::Change;
 use bellwether_core::reconcile;
-use bellwether_raft::Stopped;
+use bellwether_raft::{ProposeError, Stopped};
 use bellwether_types::TaskId;
+use futures::StreamExt;
 use tokio::task::JoinSet;
 
 use crate::controller::Controller;
@@ -23,6 +24,10 @@ use crate::controller::Controller;
 const TICK: Duration = Duration::from_millis(100);
 /// The least time between two stalls of its own that a leader excuses.
 const EXCUSE_MS: u64 = 10_000;
+/// Rounds of planning in a row: what begins a task, what gives it a node, and what follows at once.
+const ROUNDS_MAX: usize = 3;
+/// So many commands of a round are on their way at the same time.
+const PROPOSALS_MAX: usize = 64;
 /// A loop that comes round later than this was held up.
 const STALL_MS: u64 = 500;
 
@@ -136,21 +141,47 @@ impl Leader {
         self.last_round = now;
     }
 
+    /// A task that has just begun gets its node from the next round, together with all others that
+    /// wait for one: their executors, each for itself, would all choose the same.
     async fn start_what_is_needed(&mut self) {
         self.notice_own_stall();
-        for change in self.plan() {
-            // Committing takes time in which a silent node may have been heard.
-            let silent = matches!(change, Change::NodeUnknown { .. });
-            if silent && !self.plan().contains(&change) {
-                continue;
-            }
-            tracing::info!(?change, "the state asks for it");
-            if let Err(error) = self.controller.propose(change).await {
-                // The next round plans again from what stands then.
-                tracing::warn!(%error, "not committed");
+        for _ in 0..ROUNDS_MAX {
+            let changes = self.plan();
+            if changes.is_empty() || !self.commit_all(changes).await {
                 return;
             }
         }
+    }
+
+    /// Commits what a round has planned, many at a time; false when one of them was not committed.
+    async fn commit_all(&self, changes: Vec<Change>) -> bool {
+        let proposals: Vec<_> = changes.into_iter().map(|change| self.commit(change)).collect();
+        let mut results = futures::stream::iter(proposals).buffered(PROPOSALS_MAX);
+        while let Some(result) = results.next().await {
+            if let Err(error) = result {
+                // The next round plans again from what stands then.
+                tracing::warn!(%error, "not committed");
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn commit(&self, change: Change) -> Result<(), ProposeError> {
+        // Committing takes time in which a silent node may have been heard.
+        if self.is_overtaken(&change) {
+            return Ok(());
+        }
+        tracing::info!(?change, "the state asks for it");
+        self.controller.propose(change).await.map(drop)
+    }
+
+    fn is_overtaken(&self, change: &Change) -> bool {
+        let Change::NodeUnknown { node, .. } = change else { return false };
+        let (state, observed) = (self.controller.state(), self.controller.observed());
+        let now = self.controller.clock.now_ms();
+        let timing = &self.controller.timing;
+        !reconcile::is_silent(&state, &observed, timing, self.leadership.since, now, *node)
     }
 
     /// Gives every task an executor.
