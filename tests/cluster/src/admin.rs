@@ -95,7 +95,7 @@ impl Admin {
     }
 
     pub async fn create_vm(&self, spec: &v1::VmSpec, start: bool) -> Result<v1::VmReply, Status> {
-        let request = v1::CreateVmRequest { spec: Some(spec.clone()), start };
+        let request = v1::CreateVmRequest { spec: Some(spec.clone()), start, rules: None };
         self.ask(async |mut c| c.create_vm(request.clone()).await).await
     }
 
