@@ -5,6 +5,7 @@ mod node;
 mod rules;
 mod vm;
 mod watch;
+mod why;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,6 +17,7 @@ pub use node::{ConfirmDown, NodeCommand};
 pub use rules::{ClusterSet, RuleArgs, SetArgs};
 pub use vm::{ConsoleArgs, CreateArgs, OnNode, StopArgs, VmCommand, VmName};
 pub use watch::{EventCommand, EventList, TaskCommand};
+pub use why::{ExplainCommand, WhatIfCommand};
 
 use crate::exit::EXIT_CODES;
 use crate::parse;
@@ -78,6 +80,15 @@ pub enum Command {
     /// What the cluster is doing and has done
     #[command(subcommand)]
     Task(TaskCommand),
+    /// What would happen, by the real planner on a copy of the cluster's state
+    ///
+    /// Nothing is changed. Times are those of the cluster's settings and of what its tasks have
+    /// measured; a guest's boot and a storage that keeps a dead node's locks come on top.
+    #[command(subcommand)]
+    WhatIf(WhatIfCommand),
+    /// Why things are as they are: a VM's place, a task's decisions
+    #[command(subcommand)]
+    Explain(ExplainCommand),
     /// What happened, in the order in which it happened
     #[command(subcommand)]
     Event(EventCommand),

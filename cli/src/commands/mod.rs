@@ -6,6 +6,7 @@ mod event;
 mod node;
 mod task;
 mod vm;
+mod why;
 
 use bellwether_proto::v1;
 use clap::CommandFactory;
@@ -70,6 +71,8 @@ pub async fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
         Command::Node(command) => node::run(&session, command).await,
         Command::Vm(command) => vm::run(&session, command).await,
         Command::Task(command) => task::run(&session, command).await,
+        Command::WhatIf(command) => why::what_if(&session, command).await,
+        Command::Explain(command) => why::explain(&session, command).await,
         Command::Event(command) => event::run(&session, command).await,
         Command::Context(command) => context::run(&session, command).await,
         Command::Completions { shell } => {

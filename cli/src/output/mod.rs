@@ -7,6 +7,7 @@ mod json;
 mod progress;
 mod table;
 mod time;
+mod why;
 
 use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};
 
@@ -18,6 +19,7 @@ pub use table::{
     Table, cluster_status, contexts, event_line, migration, node, nodes, task, tasks, vm, vms,
 };
 pub use time::{coarse, now_ms};
+pub use why::{forecast, task_explanation, vm_explanation};
 
 use crate::args::Format;
 use crate::exit::Failure;

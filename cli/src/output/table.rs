@@ -12,7 +12,7 @@ pub struct Table {
 }
 
 impl Table {
-    fn new(header: &[&str]) -> Self {
+    pub(super) fn new(header: &[&str]) -> Self {
         let mut inner = comfy_table::Table::new();
         inner.load_style(presets::NOTHING);
         inner.set_header(header.iter().copied());
@@ -22,7 +22,7 @@ impl Table {
         Self { inner }
     }
 
-    fn row(&mut self, cells: Vec<String>) {
+    pub(super) fn row(&mut self, cells: Vec<String>) {
         self.inner.add_row(cells);
     }
 
@@ -42,16 +42,16 @@ impl Table {
 }
 
 /// Named values, one in a line, empty ones left out.
-struct Sheet {
+pub(super) struct Sheet {
     lines: Vec<(&'static str, String)>,
 }
 
 impl Sheet {
-    const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self { lines: Vec::new() }
     }
 
-    fn add(&mut self, name: &'static str, value: impl Into<String>) -> &mut Self {
+    pub(super) fn add(&mut self, name: &'static str, value: impl Into<String>) -> &mut Self {
         let value = value.into();
         if !value.is_empty() {
             self.lines.push((name, value));
@@ -59,18 +59,18 @@ impl Sheet {
         self
     }
 
-    fn render(&self) -> String {
+    pub(super) fn render(&self) -> String {
         let width = self.lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         self.lines.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
     }
 }
 
-fn or_dash(text: &str) -> String {
+pub(super) fn or_dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.to_owned() }
 }
 
 /// Memory as people say it: whole GiB where it is whole.
-fn memory(mib: u64) -> String {
+pub(super) fn memory(mib: u64) -> String {
     match mib {
         mib if mib >= 1024 && mib.is_multiple_of(1024) => format!("{}G", mib / 1024),
         mib => format!("{mib}M"),

@@ -55,6 +55,30 @@ fn a_verb_that_does_not_wait_prints_the_number_of_the_task() {
 }
 
 #[test]
+fn questions_about_what_would_happen_and_why() {
+    let (lab, calls) = Lab::with(Conduct::Serve);
+    let told = lab.bell("what-if node-down n1 --and n2");
+    assert!(told.stdout.contains("Comes up elsewhere or anew: 1 VM."), "{told:?}");
+    assert_eq!(lab.bell("what-if drain n1 -o json").json()["moves"][0]["to"], "n2");
+    assert_eq!(lab.bell("what-if add-vm big --memory 1G --kernel /k").code, 0);
+    let vm = lab.bell("explain vm web-1");
+    for said in ["n1 had room", "n1    could not      the VM runs there now", "n2    could take it"]
+    {
+        assert!(vm.stdout.contains(said), "{said}: {vm:?}");
+    }
+    let task = lab.bell("explain task 12");
+    assert!(task.stdout.contains("n1 is not heard from"), "{task:?}");
+    let asked = [
+        "what-if [\"n1\", \"n2\"] [] ",
+        "what-if [] [\"n1\"] ",
+        "what-if [] [] big",
+        "explain web-1",
+        "explain-task 12",
+    ];
+    assert_eq!(*calls.lock().unwrap(), asked);
+}
+
+#[test]
 fn rules_and_settings_are_changed_by_what_is_named() {
     let (lab, calls) = Lab::with(Conduct::Serve);
     let set = lab.bell("vm set web-1 --prefer n2,n1 --failback 22-6 --apart web:hard -o json");

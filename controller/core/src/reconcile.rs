@@ -70,6 +70,19 @@ fn served(state: &State, node: &Node, now: u64) -> Option<Change> {
     over.then(|| Change::LiftQuarantine { node: node.id, by: BY_CLUSTER.into() })
 }
 
+/// Whether a node is still as silent as when a plan wanted to call it unknown.
+pub fn is_silent(
+    state: &State,
+    observed: &Observed,
+    timing: &Timing,
+    leading_since: u64,
+    now: u64,
+    node: NodeId,
+) -> bool {
+    let node = state.nodes.get(&node);
+    node.is_some_and(|node| silence(observed, timing, leading_since, now, node).is_some())
+}
+
 /// A node that was silent for too long becomes unknown: never dead.
 fn silence(
     observed: &Observed,

@@ -14,14 +14,19 @@ use std::time::Duration;
 use bellwether_core::command::Change;
 use bellwether_core::leading::Attention;
 use bellwether_core::reconcile;
-use bellwether_raft::Stopped;
+use bellwether_raft::{ProposeError, Stopped};
 use bellwether_types::TaskId;
+use futures::StreamExt;
 use tokio::task::JoinSet;
 
 use crate::controller::Controller;
 
 /// How often the leader looks although nothing has changed: silence is no event.
 const TICK: Duration = Duration::from_millis(100);
+/// Rounds of planning in a row: what begins a task, what gives it a node, and what follows at once.
+const ROUNDS_MAX: usize = 3;
+/// So many commands of a round are on their way at the same time.
+const PROPOSALS_MAX: usize = 64;
 
 /// One leadership. The term names it: there is no other leader in this term.
 #[derive(Clone, Copy, Debug)]
@@ -118,23 +123,49 @@ impl Leader {
         reconcile::plan(&state, &observed, timing, self.attention.since(), now)
     }
 
+    /// A task that has just begun gets its node from the next round, together with all others that
+    /// wait for one: their executors, each for itself, would all choose the same.
     async fn start_what_is_needed(&mut self) {
         if let Some(stood_still_ms) = self.attention.round(self.controller.clock.now_ms()) {
             tracing::warn!(stood_still_ms, "this leader stood still");
         }
-        for change in self.plan() {
-            // Committing takes time in which a silent node may have been heard.
-            let silent = matches!(change, Change::NodeUnknown { .. });
-            if silent && !self.plan().contains(&change) {
-                continue;
-            }
-            tracing::info!(?change, "the state asks for it");
-            if let Err(error) = self.controller.propose(change).await {
-                // The next round plans again from what stands then.
-                tracing::warn!(%error, "not committed");
+        for _ in 0..ROUNDS_MAX {
+            let changes = self.plan();
+            if changes.is_empty() || !self.commit_all(changes).await {
                 return;
             }
         }
+    }
+
+    /// Commits what a round has planned, many at a time; false when one of them was not committed.
+    async fn commit_all(&self, changes: Vec<Change>) -> bool {
+        let proposals: Vec<_> = changes.into_iter().map(|change| self.commit(change)).collect();
+        let mut results = futures::stream::iter(proposals).buffered(PROPOSALS_MAX);
+        while let Some(result) = results.next().await {
+            if let Err(error) = result {
+                // The next round plans again from what stands then.
+                tracing::warn!(%error, "not committed");
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn commit(&self, change: Change) -> Result<(), ProposeError> {
+        // Committing takes time in which a silent node may have been heard.
+        if self.is_overtaken(&change) {
+            return Ok(());
+        }
+        tracing::info!(?change, "the state asks for it");
+        self.controller.propose(change).await.map(drop)
+    }
+
+    fn is_overtaken(&self, change: &Change) -> bool {
+        let Change::NodeUnknown { node, .. } = change else { return false };
+        let (state, observed) = (self.controller.state(), self.controller.observed());
+        let now = self.controller.clock.now_ms();
+        let timing = &self.controller.timing;
+        !reconcile::is_silent(&state, &observed, timing, self.attention.since(), now, *node)
     }
 
     /// Gives every task an executor.

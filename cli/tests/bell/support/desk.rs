@@ -255,6 +255,35 @@ impl Admin for Desk {
         Ok(Response::new(Box::pin(tokio_stream::iter(steps(id).into_iter().map(Ok)))))
     }
 
+    async fn what_if(&self, request: Request<WhatIfRequest>) -> Answer<Forecast> {
+        let WhatIfRequest { nodes_down, drain, add_vm } = request.into_inner();
+        let vm = add_vm.and_then(|new| new.spec).map(|spec| spec.name).unwrap_or_default();
+        self.enter(format!("what-if {nodes_down:?} {drain:?} {vm}")).await?;
+        let to = ForecastMove { vm: "web-1".into(), to: "n2".into(), ..Default::default() };
+        Ok(Response::new(Forecast { moves: vec![to], finished: true, ..Default::default() }))
+    }
+    async fn explain_vm(&self, request: Request<VmRequest>) -> Answer<VmExplanation> {
+        let vm = request.into_inner().vm;
+        self.enter(format!("explain {vm}")).await?;
+        let placed =
+            Placement { node: "n1".into(), why: "n1 had room".into(), ..Default::default() };
+        let verdict = |node: &str, reason: &str| NodeVerdict {
+            node: node.into(),
+            could_take_it: reason.is_empty(),
+            reason: reason.into(),
+            ..Default::default()
+        };
+        let nodes = vec![verdict("n1", "the VM runs there now"), verdict("n2", "")];
+        Ok(Response::new(VmExplanation { vm, placed: Some(placed), nodes, ..Default::default() }))
+    }
+    async fn explain_task(&self, request: Request<TaskRequest>) -> Answer<TaskExplanation> {
+        let id = request.get_ref().id;
+        self.enter(format!("explain-task {id}")).await?;
+        let event = Event { seq: 4, text: "n1 is not heard from".into(), ..Default::default() };
+        let task = Some(task(id, "prepare", "running"));
+        Ok(Response::new(TaskExplanation { task, events: vec![event] }))
+    }
+
     type ListEventsStream = Stream_<Event>;
     async fn list_events(&self, request: Request<EventsRequest>) -> Answer<Self::ListEventsStream> {
         let EventsRequest { after, follow } = request.into_inner();

@@ -8,7 +8,8 @@ use super::{Planner, Wish, free};
 use crate::state::{Node, State, Vm};
 
 /// Refuses a VM that would use the room which is kept for the loss of nodes. The text has the
-/// numbers. Without a reserve, or for a VM that does not start now anyway, nothing is refused.
+/// numbers. Without a reserve, or for a VM that runs already, nothing is refused; whether it has to
+/// wait for another VM does not matter here.
 pub fn admit(state: &State, vm: &Vm) -> Result<(), String> {
     let lost = usize::try_from(state.settings.reserve_nodes).unwrap_or(usize::MAX);
     if lost == 0 || vm.place.runner().is_some() {
@@ -17,7 +18,11 @@ pub fn admit(state: &State, vm: &Vm) -> Result<(), String> {
     let tried = BTreeSet::new();
     let wish = Wish { vm, wanted: None, tried: &tried, leaving: None, task: None };
     let planner = Planner::new(state);
-    let home = planner.choose(&wish).map_err(|no| format!("{}; {no}", kept_for(lost)))?.node;
+    let home = match (planner.choose_place(&wish), planner.choose(&wish)) {
+        (Some(home), _) => home,
+        (None, Err(no)) => return Err(format!("{}; {no}", kept_for(lost))),
+        (None, Ok(choice)) => choice.node,
+    };
     let loss = Loss { state, newcomer: vm, home };
     loss.sets(lost).into_iter().try_for_each(|set| loss.survives(&set))
 }

@@ -270,6 +270,16 @@ fn a_start_that_would_use_the_reserve_is_refused_with_the_numbers() {
     for said in ["loss of 1 node", "need 4352 MiB and 17 vCPUs", "have 8192 MiB and 16 vCPUs"] {
         assert!(refused.text.contains(said), "{refused}");
     }
+    // One that has to wait for another VM is weighed all the same, and may wait if there is room.
+    set(&mut model, vms[16], after(&[vms[15]]));
+    assert!(matches!(model.begin(vms[16], TaskKind::Start), Outcome::Rejected(_)));
+    model.begin(vms[15], TaskKind::Stop);
+    model.settle(2);
+    assert!(matches!(model.begin(vms[16], TaskKind::Start), Outcome::Task(_)));
+    model.begin(vms[16], TaskKind::Stop);
+    set(&mut model, vms[16], after(&[]));
+    model.begin(vms[15], TaskKind::Start);
+    model.settle(2);
     // A failover may use it: that is what it is for.
     model.power_off(NodeId(1));
     model.settle(60);

@@ -2,6 +2,7 @@
 //! what stands afterwards; the work itself is done by tasks.
 
 mod cluster;
+mod forecast;
 mod nodes;
 mod rules;
 mod tasks;
@@ -168,6 +169,20 @@ impl Admin for AdminApi {
     async fn watch_task(&self, request: Request<v1::TaskRequest>) -> Answer<Self::WatchTaskStream> {
         self.confirm().await?;
         self.watch(request.into_inner().id).map(Response::new)
+    }
+
+    async fn what_if(&self, request: Request<v1::WhatIfRequest>) -> Answer<v1::Forecast> {
+        self.forecast(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn explain_vm(&self, request: Request<v1::VmRequest>) -> Answer<v1::VmExplanation> {
+        self.confirm().await?;
+        self.vm_explanation(&request.into_inner().vm).map(Response::new)
+    }
+
+    async fn explain_task(&self, request: Request<v1::TaskRequest>) -> Answer<v1::TaskExplanation> {
+        self.confirm().await?;
+        self.task_explanation(request.into_inner().id).map(Response::new)
     }
 
     type ListEventsStream = BoxStream<v1::Event>;
