@@ -35,6 +35,8 @@ pub struct View {
     pub machine: Option<Arc<Machine>>,
     pub lease: Option<Arc<LeaseGuard>>,
     pub memory: Option<Arc<LazyRestore>>,
+    /// Bytes of memory that were loaded before their file was sealed.
+    pub ahead_bytes: u64,
     /// The last pre-copy, under way or ended.
     pub pre_copy: Option<Arc<Watched>>,
 }
@@ -87,6 +89,7 @@ impl Default for Board {
             machine: None,
             lease: None,
             memory: None,
+            ahead_bytes: 0,
             pre_copy: None,
         }))
     }

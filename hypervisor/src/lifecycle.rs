@@ -32,6 +32,7 @@ pub enum Phase {
 pub enum Verb {
     Create,
     Lock,
+    LoadAhead,
     Load,
     Start,
     Pause,
@@ -56,6 +57,7 @@ pub fn next(phase: Phase, verb: Verb) -> Result<Phase, Refused> {
     Ok(match (phase, verb) {
         (Empty, V::Create) => Created,
         (Created | Loaded, V::Lock) => phase,
+        (Created, V::LoadAhead) => Created,
         (Created, V::Load) => Loaded,
         (Created | Loaded | Sealed, V::Start) => Running,
         (Running, V::Pause | V::Resume | V::PreCopy | V::Shutdown) => Running,
@@ -71,6 +73,7 @@ fn hint(verb: Verb) -> &'static str {
     match verb {
         Verb::Create => "one process runs one VM: start another VMM",
         Verb::Lock => "lock after create and before start",
+        Verb::LoadAhead => "load ahead right after create",
         Verb::Load => "load right after create, into a machine that has not run",
         Verb::Start => "start after create or load, or to claim a sealed VM back",
         Verb::Pause | Verb::Resume | Verb::Save | Verb::PreCopy | Verb::Shutdown => {
@@ -96,6 +99,7 @@ impl fmt::Display for Phase {
 impl fmt::Display for Verb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::LoadAhead => f.write_str("load ahead"),
             Self::PreCopy => f.write_str("pre-copy"),
             other => f.write_str(&format!("{other:?}").to_lowercase()),
         }
@@ -107,9 +111,10 @@ mod tests {
     use super::*;
     use Phase::*;
 
-    const VERBS: [Verb; 10] = [
+    const VERBS: [Verb; 11] = [
         Verb::Create,
         Verb::Lock,
+        Verb::LoadAhead,
         Verb::Load,
         Verb::Start,
         Verb::Pause,
@@ -127,7 +132,10 @@ mod tests {
             VERBS.into_iter().filter(|&verb| next(phase, verb).is_ok()).collect()
         };
         assert_eq!(allowed(Empty), [Verb::Create, Verb::Stop]);
-        assert_eq!(allowed(Created), [Verb::Lock, Verb::Load, Verb::Start, Verb::Stop]);
+        assert_eq!(
+            allowed(Created),
+            [Verb::Lock, Verb::LoadAhead, Verb::Load, Verb::Start, Verb::Stop]
+        );
         assert_eq!(allowed(Loaded), [Verb::Lock, Verb::Start, Verb::Stop]);
         assert_eq!(
             allowed(Running),

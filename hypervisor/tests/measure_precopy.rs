@@ -14,7 +14,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bellwether_proto::v1::{PreCopyRequest, StopRequest};
+use bellwether_proto::v1::{PreCopyRequest, SaveRequest, StopRequest};
 use common::{Config, Console, Vmm, disk};
 use serde_json::{Value, json};
 
@@ -51,7 +51,11 @@ fn writer_mib_s(directory: &Path) -> u64 {
 enum Way {
     StopAndCopy,
     PreCopy,
+    /// Pre-copy, and a destination that loads along.
+    Tail,
 }
+
+const WAYS: [Way; 3] = [Way::StopAndCopy, Way::PreCopy, Way::Tail];
 
 /// What one move took, in microseconds.
 struct Move {
@@ -95,25 +99,43 @@ async fn move_once(
     let begun = Instant::now();
     let mut target = Vmm::created(directory, config).await;
     let mut console = vmm.console().await;
-    let (mut predicted, mut rounds) = (0, 0);
-    if way == Way::PreCopy {
+    let (mut predicted, mut rounds, mut tailed) = (0, 0, None);
+    if way != Way::StopAndCopy {
         let request = PreCopyRequest {
             directory: directory.display().to_string(),
             generation: epoch,
             finish_anyway: true,
+            tell_pieces: way == Way::Tail,
             ..Default::default()
         };
         let mut stream = vmm.client.pre_copy(request).await.unwrap().into_inner();
         while let Some(progress) = stream.message().await.unwrap() {
             (predicted, rounds) = (progress.outage_us, u64::from(progress.round));
             assert_ne!(progress.phase, "ended", "{}", progress.reason);
-            if progress.phase == "ready" {
+            let is_ready = progress.phase == "ready";
+            let mut behind = 0;
+            if !progress.pieces.is_empty() {
+                behind = target.load_ahead(progress).await.unwrap().loaded_bytes;
+            }
+            // A destination that never catches up is not waited for.
+            if is_ready && (behind <= 16 * MIB || begun.elapsed() > Duration::from_secs(60)) {
                 break;
             }
         }
+        tailed = Some(stream);
     }
     tick_ns(&mut console).await;
-    let saved = vmm.save(directory, epoch).await.unwrap();
+    let mut source = vmm.client.clone();
+    let request = SaveRequest { directory: directory.display().to_string(), generation: epoch };
+    let saving = tokio::spawn(async move { source.save(request).await });
+    // A destination that tails loads on while the source saves.
+    while way == Way::Tail
+        && let Some(stream) = &mut tailed
+        && let Some(progress) = stream.message().await.unwrap()
+    {
+        target.load_ahead(progress).await.unwrap();
+    }
+    let saved = saving.await.unwrap().unwrap().into_inner();
     let (file, timings) = (saved.file.unwrap(), saved.timings.unwrap());
     let load = target.load(&file).await.unwrap().load_us;
     vmm.client.stop(StopRequest {}).await.unwrap();
@@ -164,12 +186,13 @@ async fn cell(memory_mib: u64, dirty_mib_s: u64, moves: u64) -> Value {
     );
     let mut vmm = Vmm::running(directory.path(), &config, 1).await;
     vmm.console().await.wait_for("filled ").await;
-    let (mut pre, mut stop) = (Vec::new(), Vec::new());
-    for index in 0..2 * moves {
-        let way = if index % 2 == 0 { Way::StopAndCopy } else { Way::PreCopy };
-        let (next, moved) = move_once(directory.path(), &config, vmm, index + 2, way).await;
+    let mut moved = WAYS.map(|_| Vec::new());
+    for index in 0..WAYS.len() * moves as usize {
+        let way = index % WAYS.len();
+        let epoch = index as u64 + 2;
+        let (next, one) = move_once(directory.path(), &config, vmm, epoch, WAYS[way]).await;
         vmm = next;
-        if way == Way::PreCopy { pre.push(moved) } else { stop.push(moved) }
+        moved[way].push(one);
     }
     let mut console = vmm.console().await;
     console.send("verify-fill").await;
@@ -180,10 +203,12 @@ async fn cell(memory_mib: u64, dirty_mib_s: u64, moves: u64) -> Value {
         outages.sort_unstable();
         outages[outages.len() / 2].max(1) as f64
     };
+    let [stop, pre, tail] = &moved;
+    let ratio = |moves: &[Move]| (median(stop) / median(moves) * 10.0).round() / 10.0;
     json!({
         "memory_mib": memory_mib, "dirty_mib_s": dirty_mib_s,
-        "stop_and_copy_over_pre_copy": (median(&stop) / median(&pre) * 10.0).round() / 10.0,
-        "pre_copy": summary(&pre), "stop_and_copy": summary(&stop),
+        "stop_and_copy_over_pre_copy": ratio(pre), "stop_and_copy_over_tail": ratio(tail),
+        "stop_and_copy": summary(stop), "pre_copy": summary(pre), "tail": summary(tail),
     })
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bellwether_proto::v1::{
-    AbortPreCopyRequest, PreCopyProgress, PreCopyRequest, SaveReply, StateFile,
+    AbortPreCopyRequest, PreCopyProgress, PreCopyRequest, SaveReply, SaveRequest, StateFile,
 };
 use common::{Config, LONG, Vmm, assert_refused, disk};
 use tempfile::TempDir;
@@ -111,7 +111,7 @@ async fn wait_phase(stream: &mut Streaming<PreCopyProgress>, phase: &str) -> Pre
 
 #[tokio::test]
 async fn a_busy_guest_is_saved_with_little_left_to_write() {
-    let mut busy = Busy::new(64).await;
+    let mut busy = Busy::new(16).await;
     let request = busy.request(2);
     let mut stream = busy.pre_copy(request).await.unwrap();
     let ready = wait_phase(&mut stream, "ready").await;
@@ -283,4 +283,116 @@ async fn a_pre_copy_without_room_ends_and_the_guest_goes_on() {
     assert!(ended.reason.contains("too large"), "{ended:?}");
     limit(None);
     busy.assert_no_file().await;
+}
+
+/// Follows a pre-copy with a destination until it is ready and the destination has caught up; gives
+/// the bytes that were loaded.
+async fn tail_until_ready(stream: &mut Streaming<PreCopyProgress>, target: &mut Vmm) -> u64 {
+    let mut loaded = 0;
+    while let Some(progress) = stream.message().await.unwrap() {
+        assert_ne!(progress.phase, "ended", "{}", progress.reason);
+        let is_ready = progress.phase == "ready";
+        let mut behind = 0;
+        if !progress.pieces.is_empty() {
+            let reply = target.load_ahead(progress).await.unwrap();
+            assert_eq!(reply.left_out, 0);
+            behind = reply.loaded_bytes;
+            loaded += behind;
+        }
+        if is_ready && behind <= 16 * MIB {
+            return loaded;
+        }
+    }
+    panic!("the stream ended before it was ready");
+}
+
+#[tokio::test]
+async fn a_destination_that_tails_has_nearly_all_at_the_load() {
+    let mut busy = Busy::new(8).await;
+    for epoch in 2..5 {
+        let mut target = Vmm::created(busy.directory.path(), &busy.config).await;
+        let request = PreCopyRequest { tell_pieces: true, ..busy.request(epoch) };
+        let mut stream = busy.pre_copy(request).await.unwrap();
+        let loaded = tail_until_ready(&mut stream, &mut target).await;
+        assert!(loaded > 80 * MIB, "{loaded}");
+        assert_eq!(target.status().await.memory_ahead_bytes, loaded);
+        // What the source writes before it stops is still loaded, while it saves.
+        let (mut source, directory) = (busy.vmm.client.clone(), busy.path().display().to_string());
+        let request = SaveRequest { directory, generation: epoch };
+        let saving = tokio::spawn(async move { source.save(request).await });
+        while let Some(progress) = stream.message().await.unwrap() {
+            target.load_ahead(progress).await.unwrap();
+        }
+        let file = saving.await.unwrap().unwrap().into_inner().file.unwrap();
+        let status = target.load(&file).await.unwrap().status.unwrap();
+        assert_eq!(status.memory_loaded_bytes, status.memory_total_bytes, "nothing is left");
+        busy.vmm.stop().await;
+        target.start_within(epoch, 1000, true).await.unwrap();
+        busy.vmm = target;
+        busy.assert_whole().await;
+        assert!(!Path::new(&file.path).exists(), "the file is consumed");
+    }
+}
+
+#[tokio::test]
+async fn what_was_loaded_ahead_is_dropped_when_the_save_is_another() {
+    let mut busy = Busy::new(64).await;
+    let mut target = Vmm::created(busy.directory.path(), &busy.config).await;
+    let request = PreCopyRequest { tell_pieces: true, ..busy.request(2) };
+    let mut stream = busy.pre_copy(request).await.unwrap();
+    tail_until_ready(&mut stream, &mut target).await;
+    // A load that is refused keeps it.
+    let wrong = StateFile { path: "/nowhere".into(), hash: vec![7; 32], epoch: 1, bytes: 1 };
+    assert_refused(target.load(&wrong).await, Code::NotFound, &["/nowhere"]);
+    let file = busy.save(3).await.unwrap().file.unwrap();
+    busy.assert_moves(&file, 2).await;
+    // The first destination hears of the other save, too, and can boot from the disks as well.
+    let cold = busy.save(4).await.unwrap().file.unwrap();
+    target.load(&cold).await.unwrap();
+    busy.vmm.stop().await;
+    target.start_within(4, 1000, false).await.unwrap();
+    busy.vmm = target;
+    busy.assert_whole().await;
+    let mut boots = Vmm::created(busy.directory.path(), &busy.config).await;
+    let request = PreCopyRequest { tell_pieces: true, ..busy.request(5) };
+    let mut stream = busy.pre_copy(request).await.unwrap();
+    tail_until_ready(&mut stream, &mut boots).await;
+    busy.vmm.stop().await;
+    boots.start_within(6, 1000, false).await.unwrap();
+    boots.console().await.wait_for("filled ").await;
+    busy.vmm = boots;
+    busy.assert_whole().await;
+}
+
+#[tokio::test]
+async fn the_command_line_saves_with_pre_copy_and_pulls_a_guest_over() {
+    let mut busy = Busy::new(32).await;
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_bellwether-vmm"));
+        command.args(arguments);
+        command
+    };
+    let (socket, state) = (busy.vmm.socket(), busy.path().join("vm.state"));
+    let (socket, text) = (socket.display().to_string(), state.display().to_string());
+    let save = ["save", "--api-socket", &socket, "--state-file", &text, "--precopy"];
+    let saved = run(&save).output().unwrap();
+    let progress = String::from_utf8_lossy(&saved.stderr).into_owned();
+    assert!(saved.status.success() && progress.contains("ready round"), "{progress}");
+    let saved: serde_json::Value = serde_json::from_slice(&saved.stdout).unwrap();
+    assert!(saved["pre_copy"]["predicted_outage_us"].as_u64().unwrap() > 0, "{saved}");
+    busy.vmm.start(2).await.unwrap();
+    let api = busy.path().join("second/api.sock");
+    let disk = format!("path={},format=raw", busy.path().join("disk.raw").display());
+    let (directory, api_text) = (busy.path().display().to_string(), api.display().to_string());
+    let mut pulled = run(&["restore", "--tail", &socket, "--directory", &directory, "--consume"])
+        .args(["--disk", &disk, "--api-socket", &api_text, "--lock-wait-ms", "1000"])
+        .spawn()
+        .unwrap();
+    assert!(busy.vmm.wait_exit().await.success());
+    let channel = bellwether_vmm::api::connect(&api).await.unwrap();
+    busy.vmm.client = bellwether_proto::v1::vmm_client::VmmClient::new(channel);
+    busy.vmm.wait_state("running", "").await;
+    busy.assert_whole().await;
+    busy.vmm.client.stop(bellwether_proto::v1::StopRequest {}).await.unwrap();
+    assert!(pulled.wait().unwrap().success());
 }

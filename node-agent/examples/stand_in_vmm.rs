@@ -214,6 +214,10 @@ impl Vmm for StandIn {
         Err(Status::unimplemented("the stand-in has no memory to copy"))
     }
 
+    async fn load_ahead(&self, _: Request<v1::LoadAheadRequest>) -> Answered<v1::LoadAheadReply> {
+        Err(Status::unimplemented("the stand-in has no memory to load"))
+    }
+
     async fn abort_pre_copy(&self, _: Request<v1::AbortPreCopyRequest>) -> Answered<v1::VmmStatus> {
         Ok(Response::new(self.lock().status()))
     }

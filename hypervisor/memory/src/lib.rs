@@ -13,11 +13,13 @@
 //! - [`GuestRam`] owns the memory.
 //! - [`save_memory`] writes it into a state file, several threads at once, past the page cache.
 //! - [`Copier`] does so while the guest runs, in rounds; a [`DirtyLog`] tells what changed.
+//! - [`Ahead`] loads what a source tells of before its file is sealed.
 //! - [`LazyRestore`] gives it back: the VM starts at once, pages come when they are touched, the
 //!   rest in the background. A page that cannot be read never becomes zeros.
 //!
 //! This is one of the crates that may use `unsafe`; each block says why it is sound.
 
+mod ahead;
 mod dirty;
 mod faults;
 mod loader;
@@ -28,6 +30,7 @@ mod restore;
 mod save;
 mod userfault;
 
+pub use ahead::{Ahead, AheadError, AheadStats};
 pub use dirty::{DirtyBitmap, DirtyLog, PageSet, collect_dirty};
 pub use pace::{RateLimit, StopSignal};
 pub use precopy::{Copier, Piece, PieceSink, PreCopyError, RoundStats};

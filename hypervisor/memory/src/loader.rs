@@ -77,20 +77,25 @@ struct Pace {
 }
 
 impl Loader {
+    /// A load of all chunks but those without pages, and those that `is_there`.
     pub(crate) fn new(
         ram: Arc<GuestRam>,
         file: StateFile,
         sink: Sink,
         bytes_per_s: Option<u64>,
         on_event: Option<EventSink>,
+        is_there: impl Fn(u64) -> bool,
     ) -> io::Result<Self> {
         let count = file.layout().chunk_count();
-        let (mut chunks, mut remaining, mut pages) = (Vec::with_capacity(count as usize), 0, 0);
-        for present in (0..count).filter_map(|chunk| file.present(chunk)) {
-            let empty = present == 0;
-            chunks.push(AtomicU8::new(if empty { LOADED } else { UNTOUCHED }));
-            remaining += u64::from(!empty);
-            pages += u64::from(present.count_ones());
+        let (mut chunks, mut remaining) = (Vec::with_capacity(count as usize), 0);
+        let (mut pages, mut loaded_pages) = (0, 0);
+        for (chunk, present) in (0..count).filter_map(|chunk| Some((chunk, file.present(chunk)?))) {
+            let (count, there) = (u64::from(present.count_ones()), is_there(chunk));
+            let done = present == 0 || there;
+            chunks.push(AtomicU8::new(if done { LOADED } else { UNTOUCHED }));
+            remaining += u64::from(!done);
+            pages += count;
+            loaded_pages += if there { count } else { 0 };
         }
         let pace = bytes_per_s.map(|rate| Pace {
             started: Instant::now(),
@@ -103,7 +108,7 @@ impl Loader {
             next: AtomicU64::new(0),
             changed: Condvar::new(),
             total_bytes: pages * PAGE_SIZE,
-            loaded_bytes: AtomicU64::new(0),
+            loaded_bytes: AtomicU64::new(loaded_pages * PAGE_SIZE),
             faults_loaded: AtomicU64::new(0),
             faults_zero: AtomicU64::new(0),
             fault_micros_max: AtomicU64::new(0),

@@ -61,7 +61,8 @@ pub type PieceSink<'a> = &'a (dyn Fn(Piece) + Sync);
 /// How to copy.
 pub struct Copier<'a> {
     pub ram: &'a GuestRam,
-    pub log: &'a dyn DirtyLog,
+    /// The log to clear before each copy; none where nobody writes any more.
+    pub log: Option<&'a dyn DirtyLog>,
     /// Threads, at least one.
     pub threads: usize,
     pub rate: Option<&'a RateLimit>,
@@ -201,7 +202,7 @@ impl Copier<'_> {
     ) -> Result<u64, PreCopyError> {
         let words = vec![u64::MAX; group.length.div_ceil(CHUNK_SIZE) as usize];
         let first_word = (group.offset / CHUNK_SIZE) as usize;
-        self.log.clear(group.region, first_word, &words).map_err(PreCopyError::Log)?;
+        self.clear(group.region, first_word, &words).map_err(PreCopyError::Log)?;
         let start = self.ram.mapped()[group.region].file_offset + group.offset;
         let data = self.ram.next_data(start)?;
         if data.is_none_or(|data| data >= start + group.length) {
@@ -226,7 +227,7 @@ impl Copier<'_> {
         pages: &[u64],
         buffer: &mut SegmentBuffer,
     ) -> Result<u64, PreCopyError> {
-        set.words_of(pages, |region, first, words| self.log.clear(region, first, words))
+        set.words_of(pages, |region, first, words| self.clear(region, first, words))
             .map_err(PreCopyError::Log)?;
         buffer.clear();
         let layout = writer.layout();
@@ -243,6 +244,10 @@ impl Copier<'_> {
         let segment = writer.memory().append(round, buffer)?;
         self.tell(writer, || Piece::Segment(segment))?;
         Ok(pages.len() as u64 * PAGE_SIZE)
+    }
+
+    fn clear(&self, region: usize, first: usize, words: &[u64]) -> io::Result<()> {
+        self.log.map_or(Ok(()), |log| log.clear(region, first, words))
     }
 
     /// Tells of a piece, once another host can read it.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use bellwether_statefile::MemoryRegion;
-use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
@@ -180,6 +180,22 @@ impl GuestRam {
     pub(crate) fn take_own_writes(&self, region: usize) -> Vec<u64> {
         let region = self.memory.iter().nth(region);
         region.map_or_else(Vec::new, |region| region.bitmap().get_and_reset())
+    }
+
+    /// Puts bytes into guest memory that nobody uses yet, through the memfd: no page of ours has to
+    /// be mapped for it.
+    pub(crate) fn copy_in(&self, region: usize, offset: u64, bytes: &[u8]) -> Result<(), RamError> {
+        let at = self.regions[region].file_offset + offset;
+        self.memfd.write_all_at(bytes, at).map_err(self.io_error("filling"))
+    }
+
+    /// Takes pages out of memory; whoever touches them next finds zeros, or waits for them if the
+    /// memory is loaded on demand.
+    pub(crate) fn punch(&self, region: usize, offset: u64, length: u64) -> Result<(), RamError> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let at = self.regions[region].file_offset + offset;
+        rustix::fs::fallocate(&*self.memfd, flags, at, length)
+            .map_err(|error| self.io_error("freeing")(error.into()))
     }
 
     /// Guest memory as a slice.

@@ -31,10 +31,15 @@ use std::time::Duration;
 
 use bellwether_statefile::{ChunkFailure, StateFile};
 
+use crate::ahead::Ahead;
 use crate::faults;
 use crate::loader::{self, Loader, Sink};
-use crate::ram::GuestRam;
+use crate::ram::{GuestRam, RamError};
 use crate::userfault::Userfaultfd;
+
+/// A residue of this size is loaded before the guest runs: reading it at once takes about as long as
+/// preparing to read it on demand, and a guest that waits for no page is not slow at first.
+const MISSING_BYTES_MAX: u64 = 32 << 20;
 
 /// Where the userfaultfd comes from.
 #[derive(Debug, Default)]
@@ -90,6 +95,8 @@ pub enum RestoreMode {
     OnDemand,
     /// All was loaded before the start, because userfaultfd is not to be had.
     Eager { reason: String },
+    /// All was loaded before the start, most of it before the file was sealed.
+    Ahead,
 }
 
 /// Where a load stands.
@@ -148,6 +155,8 @@ pub enum RestoreError {
     Setup { operation: &'static str, source: Arc<io::Error> },
     #[error("restore of guest memory: {0}; the VM must not go on")]
     Load(Arc<LoadError>),
+    #[error("restore of guest memory: {0}")]
+    Ram(Arc<RamError>),
 }
 
 /// A load under way. Dropping it detaches: the load goes on.
@@ -173,6 +182,42 @@ impl LazyRestore {
         if !ram.begin_loading() {
             return Err(RestoreError::NotFresh { path: path() });
         }
+        Self::begin(ram, file, options, |_| false)
+    }
+
+    /// The same for memory into which the same file was loaded before its seal. If little is
+    /// missing, it is loaded before this returns; otherwise it comes on demand.
+    pub fn start_after(
+        ahead: Ahead,
+        file: StateFile,
+        options: LazyOptions,
+    ) -> Result<Self, RestoreError> {
+        let ram = Arc::clone(ahead.ram());
+        if file.header().regions != ram.regions() {
+            return Err(RestoreError::OtherMemory { path: file.path().display().to_string() });
+        }
+        let compared = ahead.compare(&file);
+        compared.take_out_stale(&ram, &file).map_err(|e| RestoreError::Ram(Arc::new(e)))?;
+        let missing_bytes = compared.missing_bytes();
+        tracing::info!(missing_bytes, "memory was loaded ahead");
+        if missing_bytes > MISSING_BYTES_MAX {
+            return Self::begin(ram, file, options, |chunk| compared.is_there(chunk));
+        }
+        compared.load_missing(&ram, &file)?;
+        let loader = Loader::new(ram, file, Sink::Mapping, None, options.on_event, |_| true)
+            .map_err(|source| setup("making an eventfd", source))?;
+        let this = Self { loader: Arc::new(loader), mode: RestoreMode::Ahead };
+        loader::fill_all(&this.loader, 1);
+        this.wait_done()?;
+        Ok(this)
+    }
+
+    fn begin(
+        ram: Arc<GuestRam>,
+        file: StateFile,
+        options: LazyOptions,
+        is_there: impl Fn(u64) -> bool,
+    ) -> Result<Self, RestoreError> {
         let LazyOptions {
             fault_threads,
             fill_threads,
@@ -181,7 +226,7 @@ impl LazyRestore {
             on_event,
         } = options;
         let (sink, mode) = choose_sink(&ram, userfaultfd);
-        let loader = Loader::new(ram, file, sink, fill_bytes_per_s_max, on_event)
+        let loader = Loader::new(ram, file, sink, fill_bytes_per_s_max, on_event, is_there)
             .map_err(|source| setup("making an eventfd", source))?;
         let loader = Arc::new(loader);
         let this = Self { loader, mode };
@@ -192,6 +237,7 @@ impl LazyRestore {
                 loader::fill_all(&this.loader, fill_threads.max(1));
                 this.wait_done()?;
             }
+            RestoreMode::Ahead => {}
         }
         Ok(this)
     }

@@ -1,6 +1,7 @@
 //! Memory that changes while it is written: what comes back is what it was when it stopped.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -108,7 +109,7 @@ impl Copying {
         let on_piece = |piece| self.pieces.lock().unwrap().push(piece);
         let copier = Copier {
             ram: &self.ram,
-            log: &NoGuest,
+            log: Some(&NoGuest),
             threads: 3,
             rate: None,
             stop: &self.stop,
@@ -130,19 +131,50 @@ impl Copying {
         self.copy(|copier, writer, set| copier.round(writer, round, set)).unwrap()
     }
 
+    /// Memory of a destination that tails the file.
+    fn ahead(&self) -> (Arc<GuestRam>, Ahead) {
+        let target = Arc::new(GuestRam::with_regions(&self.ram.regions()).unwrap());
+        let ahead = Ahead::open(Arc::clone(&target), self.writer.path(), &identity()).unwrap();
+        (target, ahead)
+    }
+
+    /// The pieces that came since this was asked last.
+    fn take_pieces(&self) -> Vec<Piece> {
+        std::mem::take(&mut self.pieces.lock().unwrap())
+    }
+
     /// Seals, restores into other memory, and gives what is there.
     fn restored(self, lazy: LazyOptions) -> Vec<u8> {
+        let target = Arc::new(GuestRam::with_regions(&self.ram.regions()).unwrap());
+        self.restored_into(&Arc::clone(&target), HashMap::new(), |file| {
+            LazyRestore::start(target, file, lazy)
+        })
+    }
+
+    /// The same into memory that was loaded ahead; also how it came.
+    fn restored_after(self, target: &GuestRam, ahead: Ahead) -> Vec<u8> {
+        let known = ahead.segments();
+        self.restored_into(target, known, |file| {
+            LazyRestore::start_after(ahead, file, LazyOptions::default())
+        })
+    }
+
+    fn restored_into(
+        self,
+        target: &GuestRam,
+        known: HashMap<u64, Segment>,
+        start: impl FnOnce(StateFile) -> Result<LazyRestore, RestoreError>,
+    ) -> Vec<u8> {
         let Identity { vm_id, epoch, generation } = identity();
         let sealed = self.writer.seal().unwrap();
         let expect = Expect { vm_id, epoch, generation: Some(generation), hash: sealed.hash };
-        let file = StateFile::open(&sealed.path, &expect).unwrap();
-        let target = Arc::new(GuestRam::with_regions(&self.ram.regions()).unwrap());
-        let restore = LazyRestore::start(Arc::clone(&target), file, lazy).unwrap();
-        let early = content(&target);
+        let file = StateFile::open_knowing(&sealed.path, &expect, known).unwrap();
+        let restore = start(file).unwrap();
+        let early = content(target);
         restore.wait_done().unwrap();
         let Progress { loaded_bytes, total_bytes, .. } = restore.progress();
         assert_eq!(loaded_bytes, total_bytes);
-        assert!(early == content(&target), "memory changed while it was loaded");
+        assert!(early == content(target), "memory changed while it was loaded");
         early
     }
 }
@@ -242,4 +274,124 @@ fn a_file_for_other_memory_is_refused() {
     copying.ram = ram;
     let refused = copying.copy(|copier, writer, _| copier.round_zero(writer)).unwrap_err();
     assert!(matches!(refused, PreCopyError::OtherMemory { .. }), "{refused}");
+}
+
+fn never() -> bool {
+    false
+}
+
+#[test]
+fn a_destination_that_tails_has_the_stopped_memory_byte_for_byte() {
+    for seed in 200..212 {
+        let mut random = SmallRng::seed_from_u64(seed);
+        let ram = ram();
+        scribble(&ram, &mut random, 900);
+        let mut copying = Copying::new(Arc::clone(&ram));
+        copying.round_zero();
+        let (target, ahead) = copying.ahead();
+        let mut told = Vec::new();
+        for _ in 0..random.random_range(1..5u32) {
+            let count = random.random_range(0..600);
+            scribble(&ram, &mut random, count);
+            copying.next_round();
+            told.extend(copying.take_pieces());
+            // Some of the pieces, some of them twice, now and then an old one after a new one.
+            let heard: Vec<_> =
+                told.iter().filter(|_| random.random_range(0..3u32) != 0).cloned().collect();
+            let stats = ahead.load(&heard, &never);
+            assert_eq!(stats.left_out, 0);
+            told.retain(|_| random.random_range(0..4u32) == 0);
+        }
+        scribble(&ram, &mut random, 50);
+        copying.next_round();
+        assert!(copying.restored_after(&target, ahead) == content(&ram), "seed {seed}");
+    }
+}
+
+#[test]
+fn what_was_told_wrongly_is_left_out() {
+    let ram = ram();
+    scribble(&ram, &mut SmallRng::seed_from_u64(20), 900);
+    let mut copying = Copying::new(Arc::clone(&ram));
+    copying.round_zero();
+    scribble(&ram, &mut SmallRng::seed_from_u64(21), 300);
+    copying.next_round();
+    let (target, ahead) = copying.ahead();
+    let mut pieces = copying.take_pieces();
+    for piece in &mut pieces {
+        match piece {
+            Piece::Chunks { entries, .. } => entries[0].checksum ^= 1,
+            Piece::Segment(segment) => segment.checksum ^= 1,
+        }
+    }
+    pieces.push(Piece::Chunks { first: u64::MAX, entries: vec![ChunkEntry::default(); 9] });
+    pieces.push(Piece::Segment(SegmentRef { offset: 1 << 40, round: 7, pages: 9, checksum: 1 }));
+    let stats = ahead.load(&pieces, &never);
+    assert_eq!((stats.bytes, stats.left_out), (0, pieces.len() as u64));
+    assert_eq!(target.resident_bytes().unwrap(), 0);
+    assert!(copying.restored_after(&target, ahead) == content(&ram));
+}
+
+/// The worst that can be told: all of it is well-formed, and belongs to a file that is not the one
+/// that was sealed.
+#[test]
+fn nothing_of_a_file_that_was_not_sealed_comes_through() {
+    for seed in 300..306 {
+        let mut random = SmallRng::seed_from_u64(seed);
+        let (other, ram) = (ram(), ram());
+        let mut wrong = Copying::new(Arc::clone(&other));
+        let mut copying = Copying::new(Arc::clone(&ram));
+        for (ram, copying) in [(&other, &mut wrong), (&ram, &mut copying)] {
+            scribble(ram, &mut random, 900);
+            copying.round_zero();
+            for _ in 0..3 {
+                scribble(ram, &mut random, 200);
+                copying.next_round();
+            }
+        }
+        let (target, ahead) = wrong.ahead();
+        assert_eq!(ahead.load(&wrong.take_pieces(), &never).left_out, 0);
+        assert!(copying.restored_after(&target, ahead) == content(&ram), "seed {seed}");
+    }
+}
+
+#[test]
+fn much_that_is_missing_comes_on_demand_and_stale_pages_do_not_stay() {
+    let ram = Arc::new(GuestRam::new(96 * MIB).unwrap());
+    let mut random = SmallRng::seed_from_u64(30);
+    let mut block = vec![0; MIB as usize];
+    let mut fill = |from: u64, to: u64| {
+        for at in from..to {
+            random.fill_bytes(&mut block);
+            ram.memory().write_slice(&block, GuestAddress(at * MIB)).unwrap();
+        }
+    };
+    fill(0, 96);
+    let mut copying = Copying::new(Arc::clone(&ram));
+    copying.round_zero();
+    let (target, ahead) = copying.ahead();
+    ahead.load(&copying.take_pieces(), &never);
+    // Half of what was loaded becomes stale, and some of it zero.
+    fill(20, 68);
+    for at in 60..64 {
+        ram.memory().write_slice(&vec![0; MIB as usize], GuestAddress(at * MIB)).unwrap();
+    }
+    copying.next_round();
+    assert!(copying.restored_after(&target, ahead) == content(&ram));
+}
+
+#[test]
+fn memory_that_was_loaded_ahead_can_be_made_fresh() {
+    let ram = ram();
+    scribble(&ram, &mut SmallRng::seed_from_u64(40), 900);
+    let mut copying = Copying::new(Arc::clone(&ram));
+    copying.round_zero();
+    let (target, ahead) = copying.ahead();
+    assert!(ahead.load(&copying.take_pieces(), &never).bytes > MIB);
+    let twice = Ahead::open(Arc::clone(&target), copying.writer.path(), &identity());
+    assert!(matches!(twice.err(), Some(AheadError::NotFresh)));
+    ahead.discard().unwrap();
+    assert_eq!(target.resident_bytes().unwrap(), 0);
+    let ahead = Ahead::open(Arc::clone(&target), copying.writer.path(), &identity()).unwrap();
+    assert!(copying.restored_after(&target, ahead) == content(&ram));
 }

@@ -90,6 +90,7 @@ pub fn to_status(view: &View) -> v1::VmmStatus {
             file: Some((&sealed.file).into()),
             timings: Some(to_timings(sealed)),
         }),
+        memory_ahead_bytes: view.ahead_bytes,
         pre_copy: view.pre_copy.as_ref().map(|watched| pre_copy::to_progress(&watched.now())),
     }
 }

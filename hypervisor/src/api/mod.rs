@@ -15,6 +15,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::driver::Handle;
+pub use pre_copy::to_pieces;
 pub use socket::{SocketError, connect};
 
 /// How long an open connection may delay the end of the process.

@@ -8,7 +8,7 @@ use bellwether_memory::Piece;
 use bellwether_proto::v1::{
     ChunkPiece, MemoryPiece, PreCopyProgress, PreCopyRequest, SegmentPiece, memory_piece,
 };
-use bellwether_statefile::SegmentRef;
+use bellwether_statefile::{ChunkEntry, SegmentRef};
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -69,6 +69,9 @@ pub fn to_progress(progress: &Progress) -> PreCopyProgress {
         outage_us: progress.outage_us,
         elapsed_us: progress.elapsed_us,
         pieces: vec![],
+        path: progress.path.display().to_string(),
+        epoch: progress.epoch,
+        generation: progress.generation,
     }
 }
 
@@ -110,6 +113,25 @@ pub async fn send_progress(
             () = to.closed() => return,
         }
     }
+}
+
+/// Checks what a destination is told.
+pub fn to_pieces(pieces: Vec<MemoryPiece>) -> Result<Vec<Piece>, Status> {
+    let bad = || Status::invalid_argument("a piece of memory is empty or contradicts itself");
+    let piece = |piece: MemoryPiece| match piece.piece.ok_or_else(bad)? {
+        memory_piece::Piece::Chunks(ChunkPiece { first, present, checksum }) => {
+            if present.is_empty() || present.len() != checksum.len() {
+                return Err(bad());
+            }
+            let entry = |(present, checksum)| ChunkEntry { present, checksum };
+            let entries = present.into_iter().zip(checksum).map(entry).collect();
+            Ok(Piece::Chunks { first, entries })
+        }
+        memory_piece::Piece::Segment(SegmentPiece { offset, round, pages, checksum }) => {
+            Ok(Piece::Segment(SegmentRef { offset, round, pages, checksum }))
+        }
+    };
+    pieces.into_iter().map(piece).collect()
 }
 
 fn from_piece(piece: Piece) -> MemoryPiece {

@@ -5,19 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bellwether_memory::AheadStats;
 use bellwether_proto::v1::vmm_server::Vmm;
 use bellwether_proto::v1::{
-    AbortPreCopyRequest, ConsoleInput, ConsoleOutput, CreateRequest, LoadReply, LoadRequest,
-    LockRequest, PauseRequest, PreCopyProgress, PreCopyRequest, ResumeRequest, SaveReply,
-    SaveRequest, ShutdownRequest, StartReply, StartRequest, StatusRequest, StopReply, StopRequest,
-    VmmStatus,
+    AbortPreCopyRequest, ConsoleInput, ConsoleOutput, CreateRequest, LoadAheadReply,
+    LoadAheadRequest, LoadReply, LoadRequest, LockRequest, PauseRequest, PreCopyProgress,
+    PreCopyRequest, ResumeRequest, SaveReply, SaveRequest, ShutdownRequest, StartReply,
+    StartRequest, StatusRequest, StopReply, StopRequest, VmmStatus,
 };
-use bellwether_types::StateFileRef;
+use bellwether_types::{Epoch, StateFileRef};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{console, convert, pre_copy};
+use crate::clock;
 use crate::devices::serial::Serial;
 use crate::driver::{Command, Handle, Reply};
 
@@ -88,6 +90,20 @@ impl Vmm for Service {
         let file = StateFileRef::try_from(file)?;
         let load_us = self.ask(|reply| Command::Load { file, reply }).await?;
         Ok(Response::new(LoadReply { status: Some(Service::status(self)), load_us }))
+    }
+
+    async fn load_ahead(
+        &self,
+        request: Request<LoadAheadRequest>,
+    ) -> Result<Response<LoadAheadReply>, Status> {
+        let LoadAheadRequest { path, epoch, generation, pieces } = request.into_inner();
+        let pieces = pre_copy::to_pieces(pieces)?;
+        let (path, epoch) = (PathBuf::from(path), Epoch(epoch));
+        let begun = clock::boottime_ns();
+        let command = |reply| Command::LoadAhead { path, epoch, generation, pieces, reply };
+        let AheadStats { bytes: loaded_bytes, left_out } = self.ask(command).await?;
+        let load_us = clock::us_since(begun);
+        Ok(Response::new(LoadAheadReply { loaded_bytes, left_out, load_us }))
     }
 
     async fn start(&self, request: Request<StartRequest>) -> Result<Response<StartReply>, Status> {

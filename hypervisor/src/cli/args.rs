@@ -110,8 +110,17 @@ pub struct ServeArgs {
 #[derive(clap::Args, Debug)]
 pub struct RestoreArgs {
     /// The sealed state file.
-    #[arg(long, value_name = "FILE")]
-    pub state_file: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "tail", conflicts_with = "tail")]
+    pub state_file: Option<PathBuf>,
+    /// Instead of a file: the control socket of a running VMM. Its guest is saved with pre-copy, its
+    /// memory is loaded here while it is written, and the guest goes on here; that VMM ends.
+    #[arg(long, value_name = "SOCKET", requires = "directory")]
+    pub tail: Option<PathBuf>,
+    /// With --tail: the directory for the state file, seen by both VMMs.
+    #[arg(long, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+    #[command(flatten)]
+    pub pre_copy: PreCopyArgs,
     /// Remove the state file when all memory has been loaded from it.
     #[arg(long)]
     pub consume: bool,
@@ -163,19 +172,26 @@ pub struct SaveArgs {
     /// standard error.
     #[arg(long)]
     pub precopy: bool,
-    /// How long the guest may stand still, milliseconds.
-    #[arg(long, value_name = "MS", default_value_t = 50, requires = "precopy")]
-    pub downtime_ms: u32,
-    /// When the guest dirties memory faster than the storage takes it: `finish` with the longer
-    /// outage that is predicted, or `give-up` and let the guest run.
-    #[arg(long, value_name = "WHAT", default_value = "finish", requires = "precopy")]
-    pub if_stuck: IfStuck,
-    /// The most to write a second while the guest runs, MiB.
-    #[arg(long, value_name = "MIB", requires = "precopy")]
-    pub rate_mib_s: Option<u64>,
+    #[command(flatten)]
+    pub pre_copy: PreCopyArgs,
     /// Stop the VMM after the save, so that the VM can be restored elsewhere.
     #[arg(long)]
     pub stop: bool,
+}
+
+/// How to pre-copy; without a pre-copy it means nothing.
+#[derive(clap::Args, Clone, Debug)]
+pub struct PreCopyArgs {
+    /// How long a pre-copied guest may stand still, milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 50)]
+    pub downtime_ms: u32,
+    /// When the guest dirties memory faster than the storage takes it: `finish` with the longer
+    /// outage that is predicted, or `give-up` and let the guest run.
+    #[arg(long, value_name = "WHAT", default_value = "finish")]
+    pub if_stuck: IfStuck,
+    /// The most to write a second while the guest runs, MiB.
+    #[arg(long, value_name = "MIB")]
+    pub rate_mib_s: Option<u64>,
 }
 
 /// What to do when a pre-copy cannot converge.

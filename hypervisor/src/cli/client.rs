@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use super::args::{ClientCommand, IfStuck, SaveArgs};
+use super::args::{ClientCommand, IfStuck, PreCopyArgs, SaveArgs};
 use crate::api;
 
 pub fn call(command: ClientCommand) -> Result<()> {
@@ -50,7 +50,7 @@ async fn dispatch(command: ClientCommand) -> Result<()> {
     }
 }
 
-async fn client(socket: &Path) -> Result<VmmClient<Channel>> {
+pub async fn client(socket: &Path) -> Result<VmmClient<Channel>> {
     let channel = api::connect(socket).await;
     let channel = channel.with_context(|| {
         format!("no VMM answers at {}; is it running, and is this its socket?", socket.display())
@@ -59,7 +59,7 @@ async fn client(socket: &Path) -> Result<VmmClient<Channel>> {
 }
 
 /// The VMM's own words; the status code is for programs.
-fn explain(status: tonic::Status) -> anyhow::Error {
+pub fn explain(status: tonic::Status) -> anyhow::Error {
     anyhow::anyhow!("{}", status.message())
 }
 
@@ -94,10 +94,10 @@ async fn save(args: SaveArgs) -> Result<()> {
         (None, None) => bail!("give --state-file or --directory"),
     };
     let mut client = client(&args.socket.api_socket).await?;
-    let generation = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64;
+    let generation = fresh_generation()?;
     let directory = directory.display().to_string();
     let pre_copy = match args.precopy {
-        true => Some(pre_copy(&mut client, &args, &directory, generation).await?),
+        true => Some(pre_copy(&mut client, &args.pre_copy, &directory, generation).await?),
         false => None,
     };
     let request = SaveRequest { directory, generation };
@@ -109,6 +109,11 @@ async fn save(args: SaveArgs) -> Result<()> {
     }
     print_saved(&reply, pre_copy.as_ref())?;
     if args.stop { stop(client).await } else { Ok(()) }
+}
+
+/// A number that no earlier save of this VM has.
+pub fn fresh_generation() -> Result<u64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64)
 }
 
 async fn stop(mut client: VmmClient<Channel>) -> Result<()> {
@@ -159,18 +164,11 @@ fn print_status(status: &VmmStatus) -> Result<()> {
 /// Starts a pre-copy, shows its progress, and returns when it is ready.
 async fn pre_copy(
     client: &mut VmmClient<Channel>,
-    args: &SaveArgs,
+    args: &PreCopyArgs,
     directory: &str,
     generation: u64,
 ) -> Result<PreCopyProgress> {
-    let request = PreCopyRequest {
-        directory: directory.to_owned(),
-        generation,
-        downtime_ms: args.downtime_ms,
-        finish_anyway: args.if_stuck == IfStuck::Finish,
-        rate_bytes_per_s: args.rate_mib_s.map_or(0, |rate| rate << 20),
-        ..Default::default()
-    };
+    let request = pre_copy_request(args, directory, generation);
     let mut stream = client.pre_copy(request).await.map_err(explain)?.into_inner();
     while let Some(progress) = stream.message().await.map_err(explain)? {
         show_progress(&progress)?;
@@ -184,7 +182,18 @@ async fn pre_copy(
     bail!("the VMM is ending")
 }
 
-fn show_progress(progress: &PreCopyProgress) -> Result<()> {
+pub fn pre_copy_request(args: &PreCopyArgs, directory: &str, generation: u64) -> PreCopyRequest {
+    PreCopyRequest {
+        directory: directory.to_owned(),
+        generation,
+        downtime_ms: args.downtime_ms,
+        finish_anyway: args.if_stuck == IfStuck::Finish,
+        rate_bytes_per_s: args.rate_mib_s.map_or(0, |rate| rate << 20),
+        ..Default::default()
+    }
+}
+
+pub fn show_progress(progress: &PreCopyProgress) -> Result<()> {
     let mib = |bytes: u64| bytes >> 20;
     // Before the end of the first round nothing has been measured.
     if progress.bandwidth_bytes_per_s == 0 {

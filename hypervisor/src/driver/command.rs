@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bellwether_memory::LazyEvent;
-use bellwether_types::{BootId, NodeId, StateFileRef, VmId, VmSpec};
+use bellwether_memory::{AheadStats, LazyEvent, Piece};
+use bellwether_types::{BootId, Epoch, NodeId, StateFileRef, VmId, VmSpec};
 use tokio::sync::oneshot;
 
 use super::VmmError;
@@ -62,6 +62,14 @@ pub enum Command {
         epoch: u64,
         wait: Duration,
         reply: Reply<()>,
+    },
+    /// Loads parts of a file that is not sealed yet.
+    LoadAhead {
+        path: PathBuf,
+        epoch: Epoch,
+        generation: u64,
+        pieces: Vec<Piece>,
+        reply: Reply<AheadStats>,
     },
     /// Answers with the time that it took, in microseconds.
     Load {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use bellwether_claim::ClaimError;
 use bellwether_lease::LeaseError;
-use bellwether_memory::{PreCopyError, SaveError as MemoryError};
+use bellwether_memory::{AheadError, PreCopyError, SaveError as MemoryError};
 use bellwether_statefile::StateFileError;
 
 use crate::boot::BootError;
@@ -67,6 +67,8 @@ pub enum VmmError {
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error(transparent)]
+    Ahead(#[from] AheadError),
+    #[error(transparent)]
     Save(#[from] SaveError),
     #[error(transparent)]
     PreCopy(#[from] JobError),
@@ -91,6 +93,11 @@ impl VmmError {
             Self::Load(LoadError::Saved(_)) => Kind::DataLoss,
             Self::Load(LoadError::Shape { .. } | LoadError::Processor { .. }) => Kind::Precondition,
             Self::Load(_) => Kind::Internal,
+            Self::Ahead(AheadError::File(error)) => file_kind(error),
+            Self::Ahead(AheadError::OtherMemory { .. } | AheadError::NotFresh) => {
+                Kind::Precondition
+            }
+            Self::Ahead(AheadError::Ram(_)) => Kind::Internal,
             Self::Save(error) => save_kind(error),
             Self::PreCopy(error) => pre_copy_kind(error),
             Self::Host { source, .. } => io_kind(source),

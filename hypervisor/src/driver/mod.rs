@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use bellwether_memory::LazyEvent;
+use bellwether_memory::{Ahead, LazyEvent};
 
 use crate::board::Board;
 use crate::gate::Hold;
@@ -47,6 +47,8 @@ pub struct Driver {
     loaded: Option<PlatformStateV1>,
     /// The file that memory comes from.
     source: Source,
+    /// Memory that was loaded before its file was sealed.
+    ahead: Option<Ahead>,
     /// A pre-copy under way.
     job: Option<Job>,
     /// The dirty log of a save that has just ended: switched off after its answer is out.
@@ -88,6 +90,7 @@ impl Driver {
             locks: None,
             loaded: None,
             source: Source::default(),
+            ahead: None,
             job: None,
             spent_log: None,
             is_spoiled: false,
@@ -109,6 +112,9 @@ impl Driver {
         match command {
             Command::Create(config, reply) => reply.send(self.create(*config)),
             Command::Lock { epoch, wait, reply } => reply.send(self.lock(epoch, wait)),
+            Command::LoadAhead { path, epoch, generation, pieces, reply } => {
+                reply.send(self.load_ahead(&path, epoch, generation, &pieces));
+            }
             Command::Load { file, reply } => reply.send(self.load(&file)),
             Command::Start { epoch, wait, consume, reply } => {
                 reply.send(self.start(epoch, wait, consume));

@@ -1,12 +1,14 @@
 //! Create, lock, load, start.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bellwether_lease::LeasePage;
-use bellwether_memory::{EventSink, LazyEvent};
-use bellwether_types::StateFileRef;
+use bellwether_memory::{Ahead, AheadStats, EventSink, LazyEvent, Piece};
+use bellwether_statefile::Identity;
+use bellwether_types::{Epoch, StateFileRef};
 
 use super::{Activated, Command, CreateConfig, Driver, VmmError};
 use crate::clock;
@@ -101,7 +103,7 @@ impl Driver {
         let machine = Arc::clone(self.machine()?);
         let vm_id = self.claimant.as_ref().ok_or(VmmError::NoMachine)?.vm_id;
         let sink = self.memory_sink(&machine.gate);
-        let loaded = machine.load(vm_id, file, sink).inspect_err(|error| {
+        let loaded = machine.load(vm_id, file, &mut self.ahead, sink).inspect_err(|error| {
             self.is_spoiled = error.is_after_changes();
         })?;
         self.source.path = Some(file.path.clone());
@@ -111,6 +113,40 @@ impl Driver {
         let took_us = clock::us_since(begun);
         tracing::info!(path = %file.path.display(), took_us, mode = ?loaded.memory.mode(), "state loaded");
         Ok(took_us)
+    }
+
+    /// Loads parts of a file that its writer has told of. For another file what was loaded before is
+    /// dropped.
+    pub(super) fn load_ahead(
+        &mut self,
+        path: &Path,
+        epoch: Epoch,
+        generation: u64,
+        pieces: &[Piece],
+    ) -> Result<AheadStats, VmmError> {
+        self.next(Verb::LoadAhead)?;
+        let machine = Arc::clone(self.machine()?);
+        let vm_id = self.claimant.as_ref().ok_or(VmmError::NoMachine)?.vm_id;
+        let identity = Identity { vm_id, epoch, generation };
+        let is_same = |ahead: &Ahead| ahead.identity() == identity && ahead.path() == path;
+        if !self.ahead.as_ref().is_some_and(is_same) {
+            self.discard_ahead()?;
+            self.ahead = Some(Ahead::open(Arc::clone(&machine.ram), path, &identity)?);
+        }
+        let Some(ahead) = &self.ahead else { return Err(VmmError::NoMachine) };
+        let cancel = &self.cancel;
+        let stats = ahead.load(pieces, &|| cancel.load(Ordering::SeqCst));
+        self.board.update(|view| view.ahead_bytes += stats.bytes);
+        Ok(stats)
+    }
+
+    /// Makes memory fresh again that was loaded ahead.
+    fn discard_ahead(&mut self) -> Result<(), VmmError> {
+        self.board.update(|view| view.ahead_bytes = 0);
+        match self.ahead.take() {
+            Some(ahead) => Ok(ahead.discard().inspect_err(|_| self.is_spoiled = true)?),
+            None => Ok(()),
+        }
     }
 
     /// Closes the gate at once when memory fails, and tells the driver.
@@ -166,7 +202,10 @@ impl Driver {
     fn prepare_start(&mut self) -> Result<(), VmmError> {
         let machine = Arc::clone(self.machine()?);
         match self.phase {
-            Phase::Created => machine.prepare_boot()?,
+            Phase::Created => {
+                self.discard_ahead()?;
+                machine.prepare_boot()?;
+            }
             Phase::Loaded => {
                 if let Some(platform) = &self.loaded {
                     machine

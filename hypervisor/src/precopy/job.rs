@@ -21,9 +21,7 @@ use crate::snapshot::SaveError;
 /// More threads than cores, as for a save: while some wait for the storage, others sum.
 const THREADS: usize = 4;
 /// How often a pre-copy that is ready looks at what became dirty.
-const READY_INTERVAL: Duration = Duration::from_millis(10);
-/// A residue that costs more than this part of the budget is written while it waits.
-const READY_SHARE: u32 = 4;
+const READY_INTERVAL: Duration = Duration::from_millis(5);
 /// Nobody keeps a ready pre-copy waiting for longer than this.
 const READY_MAX: Duration = Duration::from_secs(60);
 
@@ -115,7 +113,11 @@ impl Job {
             round: 0,
             begun: Instant::now(),
         };
-        watched.update(|progress| progress.memory_bytes = machine.ram.size());
+        watched.update(|progress| {
+            progress.path = options.directory.join(identity.file_name());
+            (progress.epoch, progress.generation) = (identity.epoch.0, identity.generation);
+            progress.memory_bytes = machine.ram.size();
+        });
         let (told, result) = sync_channel(1);
         let watchers = Arc::clone(&watched);
         let work = move || {
@@ -255,7 +257,7 @@ impl Run {
         let on_piece = |piece: Piece| watched.add_piece(piece);
         let copier = Copier {
             ram: &self.machine.ram,
-            log: &self.log,
+            log: Some(&self.log),
             threads: THREADS,
             rate,
             stop,
@@ -310,14 +312,15 @@ impl Run {
     /// Keeps the residue small until somebody saves.
     fn wait_ready(&mut self, rate: Option<&RateLimit>) -> Result<(), JobError> {
         let until = Instant::now() + READY_MAX;
+        // One that did not converge is not written again and again for nothing.
+        let usual = self.rest.count() * PAGE_SIZE * 5 / 4;
         while !self.signals.finish.wait(READY_INTERVAL) {
             if Instant::now() >= until {
                 return Err(JobError::NoSave);
             }
             self.collect()?;
             let residue = self.rest.count() * PAGE_SIZE;
-            let writing = self.convergence.outage(residue) - self.convergence.outage(0);
-            let is_worth_it = writing > self.options.limits.downtime / READY_SHARE;
+            let is_worth_it = !self.convergence.is_small(residue) && residue > usual;
             if is_worth_it && self.convergence.has_room(residue) {
                 self.next_round(rate)?;
             }

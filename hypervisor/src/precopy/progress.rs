@@ -1,5 +1,6 @@
 //! What others see of a pre-copy: numbers, and the pieces of the file that are complete.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bellwether_memory::Piece;
@@ -29,6 +30,10 @@ impl Phase {
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Progress {
     pub phase: Phase,
+    /// The unsealed file.
+    pub path: PathBuf,
+    pub epoch: u64,
+    pub generation: u64,
     /// The round that is being written, or was last.
     pub round: u32,
     /// What was written in all rounds.

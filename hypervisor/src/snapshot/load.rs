@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use bellwether_memory::{EventSink, LazyOptions, LazyRestore, RestoreError};
+use bellwether_memory::{Ahead, AheadError, EventSink, LazyOptions, LazyRestore, RestoreError};
 use bellwether_statefile::{Expect, Sections, StateFile, StateFileError};
 use bellwether_types::StateFileRef;
 
@@ -36,12 +36,20 @@ pub enum LoadError {
     Kvm(#[from] KvmError),
     #[error("load: {0}")]
     Memory(#[from] RestoreError),
+    #[error("load: {0}")]
+    Ahead(#[from] AheadError),
 }
 
 impl LoadError {
     /// Whether the machine was already being changed, so that it is of no use any more.
     pub fn is_after_changes(&self) -> bool {
-        matches!(self, Self::Kvm(_) | Self::Memory(_) | Self::Saved(SavedError::Mismatch { .. }))
+        matches!(
+            self,
+            Self::Kvm(_)
+                | Self::Memory(_)
+                | Self::Ahead(_)
+                | Self::Saved(SavedError::Mismatch { .. })
+        )
     }
 }
 
@@ -63,28 +71,47 @@ struct State {
 }
 
 impl Machine {
-    /// Loads a sealed file into this machine, which has not run. `on_event` hears of its memory.
+    /// Loads a sealed file into this machine, which has not run. `on_event` hears of its memory. What
+    /// was loaded ahead from the same file is used, once nothing can be refused any more.
     pub fn load(
         &self,
         vm: bellwether_types::VmId,
         file: &StateFileRef,
+        ahead: &mut Option<Ahead>,
         on_event: EventSink,
     ) -> Result<Loaded, LoadError> {
         let expect = Expect { vm_id: vm, epoch: file.epoch, generation: None, hash: file.hash };
-        let mut file = StateFile::open(&file.path, &expect)?;
+        let known = ahead.as_ref().map(Ahead::segments).unwrap_or_default();
+        let mut file = StateFile::open_knowing(&file.path, &expect, known)?;
         let path = file.path().display().to_string();
         self.check_memory(&file, &path)?;
         let state = self.decode(file.take_sections(), &path)?;
         self.check_processor(&state, &path)?;
         let options = LazyOptions { on_event: Some(on_event), ..Default::default() };
         self.set_devices(&state)?;
-        let memory = Arc::new(LazyRestore::start(Arc::clone(&self.ram), file, options)?);
+        let memory = Arc::new(self.load_memory(file, ahead.take(), options)?);
         for (mut vcpu, state) in self.vcpus.stopped().zip(&state.vcpus) {
             vcpu.restore(state, &self.vm.caps)?;
         }
         self.vm.restore_platform(&state.platform)?;
         self.vm.irq.commit()?;
         Ok(Loaded { memory, platform: state.platform })
+    }
+
+    fn load_memory(
+        &self,
+        file: StateFile,
+        ahead: Option<Ahead>,
+        options: LazyOptions,
+    ) -> Result<LazyRestore, LoadError> {
+        match ahead {
+            Some(ahead) if ahead.identity() == file.header().identity => {
+                return Ok(LazyRestore::start_after(ahead, file, options)?);
+            }
+            Some(ahead) => ahead.discard()?,
+            None => {}
+        }
+        Ok(LazyRestore::start(Arc::clone(&self.ram), file, options)?)
     }
 
     fn check_memory(&self, file: &StateFile, path: &str) -> Result<(), LoadError> {

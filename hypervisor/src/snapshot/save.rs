@@ -132,7 +132,7 @@ impl Machine {
             collect_dirty(&self.ram, &log, &mut rest).map_err(PreCopyError::Log)?;
             let copier = Copier {
                 ram: &self.ram,
-                log: &log,
+                log: None,
                 threads: SaveOptions::default().threads,
                 rate: None,
                 stop: &StopSignal::default(),

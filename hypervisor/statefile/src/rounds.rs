@@ -84,29 +84,32 @@ pub(crate) fn read_heads(
     identity: &Identity,
     layout: &Layout,
     table: &[SegmentRef],
-    known: HashMap<u64, Segment>,
+    mut known: HashMap<u64, Segment>,
 ) -> Result<Vec<Segment>, StateFileError> {
-    let known = &known;
-    let head = |at: &SegmentRef| match known.get(&at.offset).filter(|known| known.at == *at) {
-        Some(segment) => Ok(segment.clone()),
-        None => read_head(file, identity, layout, at),
-    };
-    let unknown = table.iter().filter(|at| !known.contains_key(&at.offset)).count();
+    let take = |at: &SegmentRef| known.remove(&at.offset).filter(|known| known.at == *at);
+    let mut heads: Vec<Option<Segment>> = table.iter().map(take).collect();
+    let unknown = heads.iter().filter(|head| head.is_none()).count();
     let readers = (unknown / HEADS_PER_READER).clamp(1, READERS);
     let share = table.len().div_ceil(readers).max(1);
-    let read = |part: &[SegmentRef]| part.iter().map(head).collect::<Result<Vec<_>, _>>();
-    let read = &read;
+    let fill = |(table, heads): (&[SegmentRef], &mut [Option<Segment>])| {
+        for (at, head) in table.iter().zip(heads).filter(|(_, head)| head.is_none()) {
+            *head = Some(read_head(file, identity, layout, at)?);
+        }
+        Ok(())
+    };
+    let fill = &fill;
     thread::scope(|scope| {
-        let mut parts = table.chunks(share);
-        let first = parts.next().unwrap_or_default();
-        let others: Vec<_> = parts.map(|part| scope.spawn(move || read(part))).collect();
-        let mut segments = read(first)?;
+        let mut parts = table.chunks(share).zip(heads.chunks_mut(share));
+        let first = parts.next();
+        let others: Vec<_> = parts.map(|part| scope.spawn(move || fill(part))).collect();
+        let mut outcome = first.map_or(Ok(()), fill);
         for other in others {
             let part = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            segments.extend(part?);
+            outcome = outcome.and(part);
         }
-        Ok(segments)
-    })
+        outcome
+    })?;
+    Ok(heads.into_iter().flatten().collect())
 }
 
 fn read_head(

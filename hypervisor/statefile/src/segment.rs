@@ -60,6 +60,8 @@ pub struct SegmentRef {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PageVersion {
     pub page: u64,
+    /// The round that wrote it.
+    pub round: u32,
     /// Where its bytes are in the file; `None` for a page of zeros.
     pub offset: Option<u64>,
     checksum: u64,
@@ -157,7 +159,7 @@ fn decode_pages(d: &mut Decoder<'_>, fixed: &Fixed, data: u64) -> Option<Vec<Pag
         let (number, checksum) = (d.u64()?, d.u64()?);
         let offset = (number & ZERO == 0).then(|| data + next * PAGE_SIZE);
         next += u64::from(offset.is_some());
-        pages.push(PageVersion { page: number & !ZERO, offset, checksum });
+        pages.push(PageVersion { page: number & !ZERO, round: fixed.round, offset, checksum });
     }
     (next == u64::from(fixed.data_pages)).then_some(pages)
 }

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use bellwether_proto::v1::vmm_client::VmmClient;
 use bellwether_proto::v1::{
-    ConsoleInput, ConsoleOutput, CreateRequest, Disk, LoadReply, LoadRequest, SaveReply,
-    SaveRequest, StartReply, StartRequest, StateFile, StatusRequest, StopRequest, VmSpec,
-    VmmStatus,
+    ConsoleInput, ConsoleOutput, CreateRequest, Disk, LoadAheadReply, LoadAheadRequest, LoadReply,
+    LoadRequest, PreCopyProgress, SaveReply, SaveRequest, StartReply, StartRequest, StateFile,
+    StatusRequest, StopRequest, VmSpec, VmmStatus,
 };
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -145,6 +145,13 @@ impl Vmm {
 
     pub async fn load(&mut self, file: &StateFile) -> Result<LoadReply, Status> {
         Ok(self.client.load(LoadRequest { file: Some(file.clone()) }).await?.into_inner())
+    }
+
+    /// Loads the pieces of a pre-copy's message.
+    pub async fn load_ahead(&mut self, told: PreCopyProgress) -> Result<LoadAheadReply, Status> {
+        let PreCopyProgress { path, epoch, generation, pieces, .. } = told;
+        let request = LoadAheadRequest { path, epoch, generation, pieces };
+        Ok(self.client.load_ahead(request).await?.into_inner())
     }
 
     pub async fn save(&mut self, directory: &Path, generation: u64) -> Result<SaveReply, Status> {

@@ -75,11 +75,13 @@ mod tests {
             start_ticks: pid.map(|_| 987_654),
             loaded: Some([255; 32]),
             loading: Some([1; 32]),
+            loaded_file: Some("/s/state/a.state".into()),
             load_us: 6,
             may_have_run: true,
             claiming: None,
             claimed_from: None,
             prepare_us: 5,
+            sealed: None,
         }
     }
 
