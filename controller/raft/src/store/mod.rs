@@ -112,19 +112,6 @@ impl Store {
         Self::from_database(db, options)
     }
 
-    /// Opens a database on any storage: tests bring one that fails.
-    #[cfg(test)]
-    fn open_backend(
-        backend: impl redb::StorageBackend,
-        options: StoreOptions,
-    ) -> Result<Self, StoreError> {
-        let db = Database::builder()
-            .set_cache_size(options.cache_bytes)
-            .create_with_backend(backend)
-            .map_err(|error| open_error(DATABASE_FILE.into(), error))?;
-        Self::from_database(db, options)
-    }
-
     /// Takes over a database that is open already.
     fn from_database(db: Database, options: StoreOptions) -> Result<Self, StoreError> {
         prepare(&db, options.node_id)?;

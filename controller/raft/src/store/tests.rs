@@ -1,8 +1,6 @@
 //! The database on its own: openraft's suite, restarts, crashes, failures, corruption.
 
-mod device;
 mod disk;
-mod faults;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
