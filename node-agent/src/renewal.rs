@@ -53,6 +53,8 @@ pub struct Renewal {
     rotation: Rotation<KnownController>,
     client: Option<NodesClient<Channel>>,
     lease_ms: u64,
+    /// The boot of this node that the cluster knows: a registration has to name it.
+    replaces: String,
     in_touch: bool,
 }
 
@@ -76,6 +78,7 @@ impl Renewal {
             rotation,
             client: None,
             lease_ms: 0,
+            replaces: String::new(),
             in_touch: false,
         }
     }
@@ -85,7 +88,7 @@ impl Renewal {
         let mut registered = false;
         loop {
             let answer = match registered {
-                false => self.register().await.map(|()| true),
+                false => self.register().await,
                 true => self.renew().await.map(|register_again| !register_again),
             };
             let pause = match answer {
@@ -157,7 +160,8 @@ impl Renewal {
         all.iter().map(|(vm, observation)| wire::observation(*vm, observation)).collect()
     }
 
-    async fn register(&mut self) -> Result<(), Status> {
+    /// Registers; false when the cluster knows a boot that has to be named.
+    async fn register(&mut self) -> Result<bool, Status> {
         let mut client = self.client()?;
         let request = v1::RegisterRequest {
             boot_id: self.node.boot_id.to_string(),
@@ -167,8 +171,13 @@ impl Renewal {
             vcpus: self.capacity.vcpus,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             vms: self.observations(),
+            replaces: self.replaces.clone(),
         };
         let reply = answered(self.answer_max(), client.register(request)).await?;
+        if !reply.known_boot_id.is_empty() {
+            self.replaces = reply.known_boot_id;
+            return Ok(false);
+        }
         self.lease_ms = reply.lease_ms;
         self.node.desk.registered(reply.lease_ms);
         tracing::info!(
@@ -178,7 +187,7 @@ impl Renewal {
             storage = reply.storage,
             "registered"
         );
-        Ok(())
+        Ok(true)
     }
 
     /// Renews the lease; true when the controller wants a registration.

@@ -135,6 +135,9 @@ pub struct Registration {
     pub memory_mib: u64,
     pub vcpus: u32,
     pub version: String,
+    /// The boot of this node that the cluster knew before. A registration that does not name it may
+    /// be older than that boot, and says nothing.
+    pub replaces: Option<BootId>,
 }
 
 /// What a command came to. A refusal is an outcome, not an error.

@@ -31,6 +31,11 @@ pub enum Next {
         report: NodeReport,
     },
     Commit(Change),
+    /// Answer that the cluster knows this boot of the node, which a registration has to name:
+    /// whoever lives asks again, and a message of a dead boot that comes late does nothing.
+    Known {
+        boot_id: BootId,
+    },
     /// Answer that the node has to register: nothing of what it said counts.
     Unregistered {
         term: u64,
@@ -88,10 +93,13 @@ impl Contact {
         match self.stage {
             Stage::Unconfirmed => Next::Confirm,
             Stage::Confirmed { term } if !self.counts(state) => Next::Unregistered { term },
-            Stage::Confirmed { term } => {
-                self.stage = Stage::Noted { term };
-                self.note(now)
-            }
+            Stage::Confirmed { term } => match self.unnamed(state) {
+                Some(boot_id) => Next::Known { boot_id },
+                None => {
+                    self.stage = Stage::Noted { term };
+                    self.note(now)
+                }
+            },
             Stage::Noted { term } => {
                 self.stage = Stage::Settled { term };
                 match self.change(state) {
@@ -112,6 +120,13 @@ impl Contact {
                 known.is_some_and(|node| !matches!(node.liveness, Liveness::Fenced { .. }))
             }
         }
+    }
+
+    /// The boot that a registration would replace without naming it.
+    fn unnamed(&self, state: &State) -> Option<BootId> {
+        let Message::Register(new) = &self.message else { return None };
+        let known = state.nodes.get(&new.node)?.boot_id?;
+        (known != new.boot_id && new.replaces != Some(known)).then_some(known)
     }
 
     fn note(&mut self, heard_at: u64) -> Next {

@@ -45,20 +45,28 @@ impl NodesApi {
                 }
                 Next::Commit(change) => drop(commit(&self.controller, change).await?),
                 Next::Unregistered { term } => {
-                    return Ok(Answer { term, grants: Vec::new(), register: true });
+                    return Ok(Answer { term, register: true, ..Answer::default() });
                 }
-                Next::Done { term, grants } => return Ok(Answer { term, grants, register: false }),
+                Next::Known { boot_id } => {
+                    return Ok(Answer { known: Some(boot_id), ..Answer::default() });
+                }
+                Next::Done { term, grants } => {
+                    return Ok(Answer { term, grants, ..Answer::default() });
+                }
             }
         }
     }
 }
 
 /// What is answered to an agent.
+#[derive(Default)]
 struct Answer {
     term: u64,
     grants: Vec<(VmId, Epoch)>,
     /// It has to register first.
     register: bool,
+    /// The boot that its registration has to name.
+    known: Option<BootId>,
 }
 
 #[tonic::async_trait]
@@ -71,6 +79,10 @@ impl Nodes for NodesApi {
         let message = request.into_inner();
         let node = NodeId(identity.id);
         let boot_id = boot_id(&message.boot_id)?;
+        let replaces = match message.replaces.is_empty() {
+            true => None,
+            false => Some(self::boot_id(&message.replaces)?),
+        };
         let vms = reports(message.vms)?;
         if message.address.parse::<std::net::IpAddr>().is_err() {
             return Err(Status::invalid_argument(format!(
@@ -89,13 +101,15 @@ impl Nodes for NodesApi {
             memory_mib: message.memory_mib,
             vcpus: message.vcpus,
             version: message.version,
+            replaces,
         };
-        self.take(Contact::registration(registration, vms)).await?;
+        let answer = self.take(Contact::registration(registration, vms)).await?;
         let state = self.controller.state();
         let storage = state.cluster.as_ref().map(|cluster| cluster.storage.display().to_string());
         Ok(Response::new(v1::RegisterReply {
             storage: storage.unwrap_or_default(),
             lease_ms: self.controller.timing.lease_ms,
+            known_boot_id: answer.known.map(|boot| boot.to_string()).unwrap_or_default(),
         }))
     }
 

@@ -61,7 +61,7 @@ impl Nodes for Controller {
         let request = request.into_inner();
         self.hear(&request.vms, |heard| heard.registrations.push(request.clone()));
         let storage = self.storage.display().to_string();
-        Ok(Response::new(v1::RegisterReply { storage, lease_ms: 3_000 }))
+        Ok(Response::new(v1::RegisterReply { storage, lease_ms: 3_000, ..Default::default() }))
     }
 
     async fn renew(

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use bellwether_core::command::Change;
 use bellwether_core::state::Member;
-use bellwether_core::{Outcome, TaskKind};
+use bellwether_core::{Outcome, Place, TaskKind};
 use bellwether_types::{ClusterId, DiskFormat, DiskSpec, MemberRole, NodeId, Ports, VmId, VmSpec};
 
 use crate::kernel::{HostId, MS, Nanos, SECOND};
@@ -160,5 +160,31 @@ fn call(world: &Shared, request: &Request) -> Option<ApiCall> {
             let who = "admin".to_owned();
             Some(ApiCall::Change(Change::ConfirmDown { node: NodeId(*node), who }))
         }
+    }
+}
+
+/// Starts VMs anew, one after the other: stopped and started, or restored.
+pub async fn start_anew(world: Shared, vms: Vec<VmId>) {
+    for vm in vms {
+        let place = world.committed(|state| state.vms.get(&vm).map(|vm| vm.place.clone()));
+        match place {
+            Some(Place::Runner(_)) => {
+                until_done(&world, vm, TaskKind::Stop).await;
+                until_done(&world, vm, TaskKind::Start).await;
+            }
+            Some(Place::Sealed { .. }) => until_done(&world, vm, TaskKind::Restore).await,
+            Some(_) => until_done(&world, vm, TaskKind::Start).await,
+            None => {}
+        }
+    }
+}
+
+/// Asks for a task until it has begun, and waits for its end.
+async fn until_done(world: &Shared, vm: VmId, kind: TaskKind) {
+    while !matches!(ask(world, ApiCall::Begin { vm, kind, node: None }).await, Told::Done(_)) {
+        world.sleep(HOST, 500 * MS).await;
+    }
+    while world.committed(|state| state.vms.get(&vm).is_some_and(|vm| vm.task.is_some())) {
+        world.sleep(HOST, 100 * MS).await;
     }
 }

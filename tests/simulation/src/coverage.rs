@@ -95,10 +95,7 @@ pub const EXPECTED: &[(&str, &[&str])] = &[
             "guest-shutdown",
         ],
     ),
-    (
-        "storage",
-        &["lock-busy", "lock-revoked", "late-write-refused", "claim-superseded", "torn-or-lost"],
-    ),
+    ("storage", &["lock-busy", "lock-revoked", "late-write-refused", "torn-or-lost"]),
     ("answer", &["silent", "never-ran", "refused"]),
     (
         "agent",

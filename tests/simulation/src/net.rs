@@ -13,7 +13,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use bellwether_types::{BootId, NodeId};
+use bellwether_types::NodeId;
 
 use crate::kernel::{HostId, Kernel, Nanos, ProcId, SECOND};
 use crate::rng::Rng;
@@ -53,8 +53,8 @@ struct State {
     listening: BTreeMap<Address, (ProcId, Handler)>,
     /// From whom to whom nothing goes.
     cut: BTreeSet<(HostId, HostId)>,
-    /// With the boot of its sender: a host that has lost power repeats nothing.
-    held_up: Vec<(HostId, HostId, Option<BootId>, Delivery)>,
+    /// Somebody on the way has them, so that they outlive their senders.
+    held_up: Vec<(HostId, HostId, Delivery)>,
     weather: Weather,
 }
 
@@ -105,14 +105,10 @@ impl Net {
         let mut state = self.state.borrow_mut();
         state.cut.remove(&(from, to));
         let held = std::mem::take(&mut state.held_up);
-        let is_open = |(a, b, ..): &(HostId, HostId, _, _)| (*a, *b) == (from, to);
+        let is_open = |(a, b, _): &(HostId, HostId, _)| (*a, *b) == (from, to);
         let (open, still): (Vec<_>, Vec<_>) = held.into_iter().partition(is_open);
         state.held_up = still;
-        let boot_now = self.kernel.host(from).map(|host| host.boot_id);
-        for (.., boot, delivery) in open {
-            if boot != boot_now {
-                continue;
-            }
+        for (.., delivery) in open {
             let delay = state.rng.below(HELD_UP_MAX);
             self.kernel.after(delay, move |_| delivery(false));
         }
@@ -140,8 +136,7 @@ impl Net {
         if state.cut.contains(&(from, to)) {
             let held = state.rng.permille(500);
             if held {
-                let boot = self.kernel.host(from).map(|host| host.boot_id);
-                state.held_up.push((from, to, boot, delivery));
+                state.held_up.push((from, to, delivery));
             }
             return held;
         }

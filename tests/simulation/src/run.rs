@@ -1,10 +1,12 @@
 //! One run: a scenario becomes a world, faults happen, they end, and the world must come to rest.
 
+use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use bellwether_core::state::Desired;
 use bellwether_core::{Place, Vm};
-use bellwether_types::{BootId, NodeId};
+use bellwether_types::{BootId, NodeId, VmId};
 
 use crate::coverage::Coverage;
 use crate::kernel::{Host, MS, Nanos};
@@ -15,7 +17,7 @@ use crate::{admin, agent, controller, faults};
 /// How often a run looks whether something is broken, or at rest.
 const LOOK: Nanos = 100 * MS;
 /// So long it must stay at rest.
-const REST_MS: u64 = 3_000;
+const REST_MS: u64 = 5_000;
 
 /// One line of the decision log.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -133,22 +135,66 @@ fn drive(world: &Shared, scenario: &Scenario) -> Result<(), String> {
     while world.kernel.now() < scenario.heal_at_ms * MS {
         step(world)?;
     }
-    let end = (scenario.heal_at_ms + scenario.settle_ms_max) * MS;
+    come_to_rest(world, scenario.settle_ms_max)?;
+    let stale = stale_files(world);
+    if stale.is_empty() {
+        return Ok(());
+    }
+    // What an earlier fault left goes with the next start.
+    world.say("heal", "VMs with old state files are started anew");
+    let there = Rc::clone(world);
+    let vms: BTreeSet<VmId> = stale.iter().map(|(vm, _)| *vm).collect();
+    let anew = admin::start_anew(there, vms.into_iter().collect());
+    let done = Rc::new(Cell::new(false));
+    let told = Rc::clone(&done);
+    spawn_admin(world, async move {
+        anew.await;
+        told.set(true);
+    });
+    let end = world.kernel.now() + scenario.settle_ms_max * MS;
+    while !done.get() && world.kernel.now() < end {
+        step(world)?;
+    }
+    come_to_rest(world, scenario.settle_ms_max)?;
+    match stale_files(world).first() {
+        Some((_, path)) => {
+            Err(format!("liveness: nobody needs the state file {path}, and it stays"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Lets time pass until everything has been at rest for a while.
+fn come_to_rest(world: &Shared, ms_max: u64) -> Result<(), String> {
+    let end = world.kernel.now() + ms_max * MS;
     let mut rests_since = None;
     loop {
         step(world)?;
         let now = world.kernel.now();
         match unrest(world) {
-            None if now - *rests_since.get_or_insert(now) >= REST_MS * MS => break,
+            None if now - *rests_since.get_or_insert(now) >= REST_MS * MS => return Ok(()),
             None => {}
             Some(why) if now >= end => {
-                let waited = scenario.settle_ms_max / 1_000;
+                let waited = ms_max / 1_000;
                 return Err(format!("liveness: {waited} s after all faults ended: {why}"));
             }
             Some(_) => rests_since = None,
         }
     }
-    Ok(())
+}
+
+/// State files that no place names.
+fn stale_files(world: &Shared) -> Vec<(VmId, String)> {
+    let files: Vec<(VmId, String)> = world.storage.server(|server| {
+        server.states.iter().map(|(path, file)| (file.vm, path.clone())).collect()
+    });
+    world.committed(|state| {
+        let named = |vm: &VmId, path: &str| match state.vms.get(vm).map(|vm| &vm.place) {
+            Some(Place::Sealed { file, .. }) => file.path.display().to_string() == path,
+            _ => false,
+        };
+        files.into_iter().filter(|(vm, path)| !named(vm, path)).collect()
+    })
 }
 
 fn step(world: &Shared) -> Result<(), String> {

@@ -33,6 +33,20 @@ pub struct Cluster {
     pub drift_ppm: i64,
 }
 
+impl Cluster {
+    /// Three controllers, so many nodes on one kernel, and these VMs, running.
+    pub fn of(nodes: u64, vms: &[&str]) -> Self {
+        Self {
+            nodes,
+            controllers: nodes.min(3),
+            storage: StorageKind::OneKernel,
+            vms: vms.iter().map(|name| VmSetup::new(*name)).collect(),
+            node_memory_mib: 4_096,
+            drift_ppm: 0,
+        }
+    }
+}
+
 /// A VM that is created, and started, at the beginning.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VmSetup {
@@ -283,6 +297,11 @@ impl fmt::Display for Fault {
 }
 
 impl Scenario {
+    /// A scenario in which nothing happens yet, and a minute for what is to happen.
+    pub fn calm(cluster: Cluster) -> Self {
+        Self { seed: 1, cluster, events: Vec::new(), heal_at_ms: 60_000, settle_ms_max: 240_000 }
+    }
+
     /// The scenario of a seed: a cluster, and a minute in which nearly everything goes wrong.
     pub fn random(seed: u64) -> Self {
         let mut rng = Rng::of(seed, "scenario");

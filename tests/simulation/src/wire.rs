@@ -112,6 +112,10 @@ pub enum ApiReply {
     Registered {
         lease_ms: u64,
     },
+    /// Not registered: the cluster knows this boot, which has to be named.
+    Known {
+        boot_id: BootId,
+    },
     Renewed {
         nonce: u64,
         lease_ms: u64,

@@ -170,7 +170,15 @@ impl State {
                 node.name, new.boot_id
             )));
         }
-        if let Some(past) = node.boot_id.filter(|past| *past != new.boot_id) {
+        let known = node.boot_id.filter(|known| *known != new.boot_id);
+        if known.is_some() && new.replaces != known {
+            return Err(Rejection::conflict(format!(
+                "{}: another boot has registered, and the registration of boot {} does not name it, \
+                 so it may be the older one",
+                node.name, new.boot_id
+            )));
+        }
+        if let Some(past) = known {
             node.past_boots.push(past);
             let surplus = node.past_boots.len().saturating_sub(PAST_BOOTS_MAX);
             node.past_boots.drain(..surplus);

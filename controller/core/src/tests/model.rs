@@ -186,6 +186,7 @@ impl Model {
             memory_mib: 4_096,
             vcpus: 8,
             version: "0".into(),
+            replaces: self.state.nodes[&node].boot_id,
         }));
         if registered == Outcome::Done {
             self.report(node);

@@ -3,7 +3,7 @@
 use bellwether_types::{FenceProof, NodeId};
 
 use super::model::{Fate, Model, Phase};
-use crate::command::Change;
+use crate::command::{Change, Registration};
 use crate::state::Desired;
 use crate::{Outcome, Place, RejectionKind, Step, TaskKind};
 
@@ -289,6 +289,31 @@ fn a_late_registration_of_an_ended_boot_is_no_proof() {
     model.hosts.get_mut(&node).unwrap().boot = new;
     model.settle(4);
     assert_eq!(model.running(vm).len(), 1);
+}
+
+/// Seed 536 of the simulator: the cluster had never heard of the boot, so it was not among the ended
+/// ones, and the living boot was locked out by it.
+#[test]
+fn a_late_registration_of_a_boot_that_nobody_knew_is_no_news() {
+    let (mut model, _, node) = running();
+    let new = model.state.nodes[&node].boot_id;
+    let unknown = Registration {
+        node,
+        name: format!("n{node}"),
+        boot_id: bellwether_types::BootId::from_uuid(uuid::Uuid::from_u128(77)),
+        address: "a".into(),
+        agent_port: 1,
+        memory_mib: 4_096,
+        vcpus: 8,
+        version: "0".into(),
+        replaces: None,
+    };
+    let late = Change::RegisterNode(unknown.clone());
+    assert!(matches!(model.apply(late), Outcome::Rejected(_)));
+    assert_eq!(model.state.nodes[&node].boot_id, new);
+    let living = Change::RegisterNode(Registration { replaces: new, ..unknown.clone() });
+    assert_eq!(model.apply(living), Outcome::Done);
+    assert_eq!(model.state.nodes[&node].boot_id, Some(unknown.boot_id));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bellwether_agent_core::{LeaseAnswer, Observation, Rotation};
 use bellwether_core::command::Registration;
 use bellwether_core::observe::VmReport;
-use bellwether_types::VmId;
+use bellwether_types::{BootId, VmId};
 
 use super::This;
 use crate::kernel::{MS, Nanos, SECOND};
@@ -23,12 +23,13 @@ const REGISTER_PAUSE: Nanos = 50 * MS;
 /// Runs for as long as the agent.
 pub async fn run(agent: This) {
     let controllers = (1..=agent.world.cluster.controllers).collect();
-    let mut renewal = Renewal { agent, rotation: Rotation::new(controllers), lease_ms: 0 };
+    let mut renewal =
+        Renewal { agent, rotation: Rotation::new(controllers), lease_ms: 0, replaces: None };
     let mut registered = false;
     loop {
         let seen = renewal.agent.hurry.version();
         let answer = match registered {
-            false => renewal.register().await.map(|()| true),
+            false => renewal.register().await,
             true => renewal.renew().await.map(|again| !again),
         };
         let pause = match answer {
@@ -52,6 +53,7 @@ struct Renewal {
     agent: This,
     rotation: Rotation<u64>,
     lease_ms: u64,
+    replaces: Option<BootId>,
 }
 
 impl Renewal {
@@ -91,7 +93,7 @@ impl Renewal {
         }
     }
 
-    async fn register(&mut self) -> Option<()> {
+    async fn register(&mut self) -> Option<bool> {
         let agent = &self.agent;
         let registration = Registration {
             node: agent.node,
@@ -102,6 +104,7 @@ impl Renewal {
             memory_mib: agent.world.cluster.node_memory_mib,
             vcpus: 64,
             version: "0".into(),
+            replaces: self.replaces,
         };
         let vms = self.reports();
         match self.ask(ApiCall::Register { registration, vms }).await? {
@@ -111,7 +114,11 @@ impl Renewal {
                 let mut desk = self.agent.desk.borrow_mut();
                 desk.lease_ms = lease_ms;
                 desk.last_contact = Some(now);
-                Some(())
+                Some(true)
+            }
+            ApiReply::Known { boot_id } => {
+                self.replaces = Some(boot_id);
+                Some(false)
             }
             _ => None,
         }

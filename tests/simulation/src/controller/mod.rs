@@ -16,7 +16,7 @@ use bellwether_core::command::Change;
 use bellwether_core::contact::{Contact, Next};
 use bellwether_core::task::TaskRequest;
 use bellwether_core::{Command, Observed, Outcome, Place, State};
-use bellwether_types::{Epoch, VmId};
+use bellwether_types::VmId;
 
 use crate::kernel::{HostId, MS, Nanos, ProcId, SECOND};
 use crate::net::{Address, Responder};
@@ -177,13 +177,19 @@ impl Controller {
     async fn answer(&self, call: ApiCall) -> Result<ApiReply, Status> {
         match call {
             ApiCall::Register { registration, vms } => {
-                self.take(Contact::registration(registration, vms)).await?;
-                Ok(ApiReply::Registered { lease_ms: self.world.timing.lease_ms })
+                match self.take(Contact::registration(registration, vms)).await? {
+                    Next::Known { boot_id } => Ok(ApiReply::Known { boot_id }),
+                    _ => Ok(ApiReply::Registered { lease_ms: self.world.timing.lease_ms }),
+                }
             }
             ApiCall::Renew { node, boot_id, nonce, vms } => {
-                let taken = self.take(Contact::renewal(node, boot_id, nonce, vms)).await?;
-                let (term, grants, register) = taken;
                 let lease_ms = self.world.timing.lease_ms;
+                let (term, grants, register) =
+                    match self.take(Contact::renewal(node, boot_id, nonce, vms)).await? {
+                        Next::Done { term, grants } => (term, grants, false),
+                        Next::Unregistered { term } => (term, Vec::new(), true),
+                        _ => return Err(not_started("a renewal has no such answer")),
+                    };
                 Ok(ApiReply::Renewed { nonce, lease_ms, term, grants, register })
             }
             ApiCall::Change(change) => self.done(change).await,
@@ -201,7 +207,7 @@ impl Controller {
     }
 
     /// Takes a message of an agent in, as the core says, until there is an answer.
-    async fn take(&self, mut contact: Contact) -> Result<(u64, Vec<(VmId, Epoch)>, bool), Status> {
+    async fn take(&self, mut contact: Contact) -> Result<Next, Status> {
         loop {
             match contact.next(&self.state(), self.now_ms()) {
                 Next::Confirm => {
@@ -209,14 +215,12 @@ impl Controller {
                     contact.confirmed(confirmed.ok_or_else(|| not_started("no quorum"))?);
                 }
                 Next::Note { node, report } => self.note(|observed| observed.take(node, report)),
-                Next::Commit(change) => match self.commit(change).await? {
-                    (Outcome::Rejected(error), _) => {
+                Next::Commit(change) => {
+                    if let (Outcome::Rejected(error), _) = self.commit(change).await? {
                         return Err(Status::new(Code::FailedPrecondition, error.text));
                     }
-                    _committed => {}
-                },
-                Next::Unregistered { term } => return Ok((term, Vec::new(), true)),
-                Next::Done { term, grants } => return Ok((term, grants, false)),
+                }
+                answer => return Ok(answer),
             }
         }
     }

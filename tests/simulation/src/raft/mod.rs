@@ -16,16 +16,20 @@
 //! Nothing is sent that rests on something that is not synced: votes, acknowledgements, the leader's
 //! own share of a quorum. A power cut takes everything that was not.
 
+mod leader;
+mod log;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bellwether_core::{Command, Outcome, State};
+use log::{Batch, decode};
 
 use crate::kernel::{HostId, Kernel, MS, Nanos, ProcId};
 use crate::net::{Address, Net};
 use crate::rng::Rng;
-use crate::sync::{Promise, Signal, within};
+use crate::sync::{Promise, Signal};
 use crate::wire::Request;
 
 const HEARTBEAT: Nanos = 200 * MS;
@@ -550,134 +554,6 @@ impl Raft {
             }
         });
     }
-
-    // --- the leader's part ---
-
-    fn replicate(&self) {
-        self.core.borrow_mut().round += 1;
-        self.peers.iter().for_each(|peer| self.replicate_to(*peer));
-    }
-
-    fn replicate_to(&self, peer: u64) {
-        let core = self.core.borrow();
-        if core.role != Role::Leader {
-            return;
-        }
-        let (from, term, round) = (self.me, core.image.term, core.round);
-        let next = core.next.get(&peer).copied().unwrap_or(1).max(1);
-        let message = match core.term_at(next - 1) {
-            Some(previous) => {
-                let entries = core.entries_from(next);
-                let previous = (next - 1, previous);
-                Message::Append { from, term, previous, entries, commit: core.commit, round }
-            }
-            None => match core.image.snapshot.clone() {
-                Some(snapshot) => Message::Install { from, term, snapshot, round },
-                None => return,
-            },
-        };
-        drop(core);
-        self.send(peer, message);
-    }
-
-    /// What a quorum has synced, in this term, is committed.
-    fn advance_commit(&self) {
-        let core = self.core.borrow();
-        if core.role != Role::Leader {
-            return;
-        }
-        let mut known: Vec<u64> = core.matched.values().copied().collect();
-        known.push(core.synced.min(core.last().0));
-        known.sort_unstable();
-        let index = known[known.len() - self.quorum()];
-        let fits = core.term_at(index) == Some(core.image.term);
-        drop(core);
-        if fits {
-            self.commit_to(index);
-        }
-    }
-
-    fn commit_to(&self, index: u64) {
-        let mut core = self.core.borrow_mut();
-        if index <= core.commit {
-            return;
-        }
-        core.commit = index;
-        while core.applied < core.commit {
-            let index = core.applied + 1;
-            let Some(entry) = core.entry(index).cloned() else { break };
-            core.applied = index;
-            let outcome = match &entry.command {
-                Some(command) => Rc::make_mut(&mut core.state).apply((**command).clone()),
-                None => Outcome::Unchanged,
-            };
-            let after = Rc::clone(&core.state);
-            let waiting = core.waiting.remove(&index);
-            drop(core);
-            (self.witness)(&Applied {
-                controller: self.me,
-                index,
-                entry: &entry,
-                after: &after,
-                outcome: &outcome,
-            });
-            if let Some((term, promise)) = waiting {
-                promise.keep(match term == entry.term {
-                    true => Ok((outcome, index)),
-                    false => Err(ProposeError::Unknown),
-                });
-            }
-            core = self.core.borrow_mut();
-        }
-        let taken = u64::from(core.compact());
-        drop(core);
-        let (before, installed) = self.snapshots.get();
-        self.snapshots.set((before + taken, installed));
-        self.changed.notify();
-    }
-
-    /// Commits a command. If nobody says what became of it, it may still be committed.
-    pub async fn propose(&self, command: Command) -> Result<(Outcome, u64), ProposeError> {
-        let promise = {
-            let mut core = self.core.borrow_mut();
-            if core.role != Role::Leader {
-                return Err(ProposeError::NotLeader);
-            }
-            let term = core.image.term;
-            core.image.log.push(Entry { term, command: Some(Rc::new(command)) });
-            let promise = Promise::new(&self.kernel);
-            let index = core.last().0;
-            core.waiting.insert(index, (term, promise.clone()));
-            promise
-        };
-        self.persist(|raft| raft.advance_commit());
-        self.replicate();
-        let answer = within(&self.kernel, self.host(), PROPOSE_MAX, promise.wait()).await;
-        answer.unwrap_or(Err(ProposeError::Unknown))
-    }
-
-    /// Asks a quorum, after this call began, whether this controller still leads, and waits until the
-    /// state here is as new as the answer. The term names the leadership.
-    pub async fn confirm(&self) -> Option<u64> {
-        let (term, read, round) = {
-            let core = self.core.borrow();
-            if core.role != Role::Leader {
-                return None;
-            }
-            (core.image.term, core.commit.max(core.first_of_term), core.round + 1)
-        };
-        self.replicate();
-        let raft = self.clone();
-        let confirmed = self.changed.until(move || {
-            let core = raft.core.borrow();
-            if !core.is(Role::Leader, term) {
-                return Some(None);
-            }
-            let acks = core.answered.values().filter(|answered| **answered >= round).count();
-            (acks + 1 >= raft.quorum() && core.applied >= read).then_some(Some(term))
-        });
-        within(&self.kernel, self.host(), CONFIRM_MAX, confirmed).await.flatten()
-    }
 }
 
 impl Message {
@@ -689,106 +565,5 @@ impl Message {
             | Self::Appended { term, .. }
             | Self::Install { term, .. } => *term,
         }
-    }
-}
-
-struct Batch {
-    previous: (u64, u64),
-    entries: Vec<Entry>,
-    commit: u64,
-    round: u64,
-}
-
-impl Core {
-    fn is(&self, role: Role, term: u64) -> bool {
-        self.role == role && self.image.term == term
-    }
-
-    fn base(&self) -> (u64, u64) {
-        self.image.snapshot.as_ref().map_or((0, 0), |snapshot| (snapshot.index, snapshot.term))
-    }
-
-    /// Index and term of the last entry.
-    fn last(&self) -> (u64, u64) {
-        let (base, base_term) = self.base();
-        let term = self.image.log.last().map_or(base_term, |entry| entry.term);
-        (base + self.image.log.len() as u64, term)
-    }
-
-    fn place(&self, index: u64) -> Option<usize> {
-        usize::try_from(index.checked_sub(self.base().0 + 1)?).ok()
-    }
-
-    fn entry(&self, index: u64) -> Option<&Entry> {
-        self.image.log.get(self.place(index)?)
-    }
-
-    fn term_at(&self, index: u64) -> Option<u64> {
-        let (base, term) = self.base();
-        match index == base {
-            true => Some(term),
-            false => self.entry(index).map(|entry| entry.term),
-        }
-    }
-
-    fn entries_from(&self, index: u64) -> Vec<Entry> {
-        let from = self.place(index).unwrap_or(0).min(self.image.log.len());
-        self.image.log[from..].to_vec()
-    }
-
-    /// Takes entries in. Answers up to where the log now agrees, and whether it changed; nothing if
-    /// it does not fit to what is here.
-    fn take(&mut self, batch: &Batch) -> Option<(u64, bool)> {
-        let (previous, term) = batch.previous;
-        let base = self.base().0;
-        // What a snapshot covers is committed, so it agrees.
-        if previous >= base && self.term_at(previous) != Some(term) {
-            return None;
-        }
-        let mut changed = false;
-        for (index, entry) in (previous + 1..).zip(&batch.entries) {
-            if index <= base {
-                continue;
-            }
-            match self.term_at(index) {
-                Some(term) if term == entry.term => {}
-                known => {
-                    if known.is_some() {
-                        let keep = self.place(index).unwrap_or(0);
-                        self.image.log.truncate(keep);
-                    }
-                    self.image.log.push(entry.clone());
-                    changed = true;
-                }
-            }
-        }
-        Some(((previous + batch.entries.len() as u64).max(base), changed))
-    }
-
-    /// Replaces a long log by the state that it led to.
-    fn compact(&mut self) -> bool {
-        let base = self.base().0;
-        let covered = usize::try_from(self.applied - base).unwrap_or(0);
-        let term = self.term_at(self.applied).filter(|_| covered >= SNAPSHOT_ENTRIES);
-        let Some(term) = term else { return false };
-        let image: Rc<[u8]> = encode(&self.state).into();
-        debug_assert_eq!(decode(&image), *self.state, "a snapshot must be the state");
-        self.image.log.drain(..covered);
-        self.image.snapshot = Some(Snapshot { index: self.applied, term, image });
-        true
-    }
-}
-
-fn encode(state: &State) -> Vec<u8> {
-    match postcard::to_allocvec(state) {
-        Ok(bytes) => bytes,
-        Err(error) => unreachable!("a state that cannot be encoded: {error}"),
-    }
-}
-
-fn decode(bytes: &[u8]) -> State {
-    match postcard::from_bytes(bytes) {
-        Ok(state) => state,
-        Err(error) => unreachable!("a snapshot that cannot be read: {error}"),
     }
 }

@@ -5,23 +5,23 @@
 //! that was last acknowledged after a flush; so a disk that lost something, and a memory that its disk
 //! has left behind, show themselves at the next write.
 
+mod guest;
+mod locks;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use bellwether_agent_core::{SaveTimings, SealedState, VmmSight, VmmState};
-use bellwether_claim::record::{self, ClaimRecord, SLOT_OFFSETS, Slot};
-use bellwether_lease::{LeaseView, Verdict, judge};
+use bellwether_claim::record::Slot;
 use bellwether_types::{Arbiter, Epoch, NodeId, StateFileRef, VmId};
 
 use crate::kernel::{HostId, MS, Nanos, ProcId, SECOND};
 use crate::net::{Address, Responder};
 use crate::oracle::Fact;
-use crate::storage::{DiskRecord, IoError, StateFile};
+use crate::storage::{IoError, StateFile};
 use crate::sync::{Queue, Signal};
-use crate::wire::{
-    Code, Request, Response, Status, VmmCall, VmmReply, claim_path, disk_path, state_path,
-};
+use crate::wire::{Code, Request, Response, Status, VmmCall, VmmReply, disk_path, state_path};
 use crate::world::Shared;
 
 /// How often the page is looked at while nothing is near.
@@ -125,8 +125,8 @@ pub fn start(world: &Shared, fact: Fact) -> ProcId {
     world.oracle.borrow_mut().vmms.insert(process, fact);
     listen(&vmm);
     kernel.spawn(process, drive(Rc::clone(&vmm)));
-    kernel.spawn(process, guest(Rc::clone(&vmm)));
-    kernel.spawn(process, watch_page(vmm));
+    kernel.spawn(process, guest::guest(Rc::clone(&vmm)));
+    kernel.spawn(process, guest::watch_page(vmm));
     process
 }
 
@@ -248,135 +248,6 @@ impl Vmm {
             self.gate.notify();
         }
     }
-
-    // --- locks ---
-
-    /// Takes the locks, or raises the epoch of those that are held.
-    async fn ensure_locks(&self, epoch: Epoch, wait_ms: u64) -> Result<(), Status> {
-        let held = self.state.borrow().locks.as_ref().map(|locks| locks.epoch);
-        match held {
-            Some(held) if epoch < held => {
-                return Err(status(Code::Aborted, format!("the VMM holds epoch {held}")));
-            }
-            Some(held) if epoch == held => {}
-            Some(_) => self.raise(epoch).await?,
-            None => self.acquire(epoch, wait_ms).await?,
-        }
-        self.set_epoch(epoch);
-        Ok(())
-    }
-
-    fn set_epoch(&self, epoch: Epoch) {
-        if let Some(fact) = self.world.oracle.borrow_mut().vmms.get_mut(&self.process)
-            && epoch != Epoch(0)
-        {
-            fact.epoch = epoch;
-        }
-        self.enforce();
-    }
-
-    fn ours(&self, epoch: Epoch) -> ClaimRecord {
-        let nonce = self.state.borrow().nonce;
-        let boot_id = self.world.boot(self.node);
-        ClaimRecord { vm_id: self.vm, epoch, node: self.node, boot_id, nonce }
-    }
-
-    /// Takes the claim, then the disk; waits at most so long in all.
-    async fn acquire(&self, epoch: Epoch, wait_ms: u64) -> Result<(), Status> {
-        let deadline = self.world.kernel.boottime(self.host()) + wait_ms * MS;
-        let claim = self.take(claim_path(self.vm), deadline).await?;
-        let (slot, index) = match self.write_claim(claim, epoch).await {
-            Ok(written) => written,
-            Err(error) => {
-                self.unlock();
-                return Err(error);
-            }
-        };
-        let disk = match self.take(disk_path(self.vm), deadline).await {
-            Ok(disk) => disk,
-            Err(error) => {
-                self.unlock();
-                return Err(error);
-            }
-        };
-        self.state.borrow_mut().locks = Some(Locks { epoch, claim, disk, slot, index });
-        Ok(())
-    }
-
-    fn unlock(&self) {
-        self.world.storage.unlock_all(self.host(), self.process, |_| {});
-    }
-
-    /// One lock, tried again while somebody else has it.
-    async fn take(&self, path: String, deadline: Nanos) -> Result<u64, Status> {
-        loop {
-            let lock = self.world.storage.lock(self.process, path.clone()).await.map_err(io)?;
-            if let Some(stamp) = lock {
-                return Ok(stamp);
-            }
-            self.world.hit("storage", "lock-busy");
-            if self.world.kernel.boottime(self.host()) >= deadline {
-                return Err(status(Code::FailedPrecondition, format!("{path} is held")));
-            }
-            if self.stopping.get() {
-                return Err(status(Code::FailedPrecondition, "the VMM is to stop"));
-            }
-            self.sleep(LOCK_SLICE).await;
-        }
-    }
-
-    /// Reads the claim under its lock, and writes ours if the record lets us in.
-    async fn write_claim(&self, stamp: u64, epoch: Epoch) -> Result<(Slot, usize), Status> {
-        let (storage, host, path) = (&self.world.storage, self.host(), claim_path(self.vm));
-        let ours = self.ours(epoch);
-        let bytes = match storage.read_claim(host, path.clone()).await {
-            Err(IoError::NotFound) => {
-                let fresh = record::unclaimed_file(&ours);
-                storage.create_claim(host, path.clone(), fresh.clone()).await.map_err(io)?;
-                fresh
-            }
-            other => other.map_err(io)?,
-        };
-        let Some((slot, index)) = record::current(&bytes) else {
-            return Err(status(Code::DataLoss, "the claim is damaged"));
-        };
-        self.put_claim(slot, index, stamp, ours).await
-    }
-
-    async fn put_claim(
-        &self,
-        slot: Slot,
-        index: usize,
-        stamp: u64,
-        ours: ClaimRecord,
-    ) -> Result<(Slot, usize), Status> {
-        if slot.admit(&ours).is_err() {
-            self.world.hit("storage", "claim-superseded");
-            return Err(status(Code::Aborted, format!("superseded by {}", slot.record)));
-        }
-        let (next, at) = slot.succeed(index, ours);
-        let offset = usize::try_from(SLOT_OFFSETS[at]).unwrap_or(0);
-        let target = (claim_path(self.vm), stamp);
-        let (storage, host) = (&self.world.storage, self.host());
-        storage.write_claim(host, target, offset, next.encode().to_vec()).await.map_err(io)?;
-        Ok((next, at))
-    }
-
-    /// Takes the claim on to a higher epoch, without letting go.
-    async fn raise(&self, epoch: Epoch) -> Result<(), Status> {
-        let (slot, index, claim) = {
-            let state = self.state.borrow();
-            let Some(locks) = &state.locks else { return Ok(()) };
-            (locks.slot, locks.index, locks.claim)
-        };
-        let (slot, index) = self.put_claim(slot, index, claim, self.ours(epoch)).await?;
-        if let Some(locks) = &mut self.state.borrow_mut().locks {
-            (locks.slot, locks.index, locks.epoch) = (slot, index, epoch);
-        }
-        Ok(())
-    }
-
-    // --- verbs ---
 
     async fn load(self: &Rc<Self>, file: StateFileRef) -> Result<VmmReply, Status> {
         self.require(&[Phase::Created])?;
@@ -599,107 +470,6 @@ impl Vmm {
             sealed,
         }
     }
-
-    // --- the lease page ---
-
-    fn page(&self) -> LeaseView {
-        self.world.runtime(self.node, |runtime| {
-            runtime.pages.get(&(self.vm, self.home)).copied().unwrap_or_default()
-        })
-    }
-
-    fn verdict(&self) -> Verdict {
-        let (arbiter, epoch) = {
-            let state = self.state.borrow();
-            (state.arbiter, state.locks.as_ref().map_or(0, |locks| locks.epoch.0))
-        };
-        let arbiter = match arbiter {
-            Arbiter::Storage => bellwether_lease::Arbiter::Storage,
-            Arbiter::Lease => bellwether_lease::Arbiter::Lease,
-        };
-        judge(arbiter, epoch, Some(self.page()), self.world.kernel.boottime(self.host()))
-    }
-
-    fn enforce(&self) -> Verdict {
-        let verdict = self.verdict();
-        if self.state.borrow().phase == Phase::Running && verdict == Verdict::Expired {
-            self.world.hit("agent", "lease page held");
-        }
-        self.set_hold(Hold::Lease, verdict == Verdict::Expired);
-        self.set_hold(Hold::Superseded, verdict == Verdict::Superseded);
-        verdict
-    }
-}
-
-/// The lease's thread.
-async fn watch_page(this: This) {
-    loop {
-        let pause = match this.enforce() {
-            Verdict::Valid { until_ns: Some(deadline) } => deadline
-                .saturating_sub(this.world.kernel.boottime(this.host()))
-                .clamp(MS, PAGE_POLL),
-            Verdict::Valid { until_ns: None } => PAGE_POLL,
-            Verdict::Expired | Verdict::Superseded => PAGE_POLL_EXPIRED,
-        };
-        this.sleep(pause).await;
-    }
-}
-
-/// The guest and its disk.
-async fn guest(this: This) {
-    loop {
-        let state = &this.state;
-        this.gate.until(|| state.borrow().holds.is_empty().then_some(())).await;
-        this.takes(GUEST_PACE / 2, GUEST_PACE * 3 / 2).await;
-        if !this.state.borrow().holds.is_empty() {
-            continue;
-        }
-        this.world.take_writes();
-        this.world.oracle.borrow_mut().instruction(this.process);
-        // Each submission asks for leave.
-        let permitted = matches!(this.enforce(), Verdict::Valid { .. });
-        if permitted && !this.state.borrow().broken {
-            this.check_deadline();
-            write(&this).await;
-        }
-    }
-}
-
-impl Vmm {
-    /// Under the lease arbiter nothing is submitted after the deadline.
-    fn check_deadline(&self) {
-        let late = self.page().deadline_ns <= self.world.kernel.boottime(self.host());
-        if self.state.borrow().arbiter == Arbiter::Lease && late {
-            let text =
-                format!("6: {} writes after its lease", self.world.kernel.name_of(self.process));
-            self.world.oracle.borrow_mut().fail(text);
-        }
-    }
-}
-
-async fn write(this: &This) {
-    let (record, stamp) = {
-        let mut state = this.state.borrow_mut();
-        let Some(locks) = &state.locks else { return };
-        let number = state.counter + 1;
-        let record = DiskRecord { number, epoch: locks.epoch, by: this.process };
-        let stamp = locks.disk;
-        state.writing = true;
-        (record, stamp)
-    };
-    let target = (disk_path(this.vm), stamp);
-    let written = this.world.storage.write_disk(this.host(), target, record).await;
-    this.world.take_writes();
-    match written {
-        Ok(()) => {
-            this.state.borrow_mut().counter = record.number;
-            this.world.oracle.borrow_mut().acknowledged(this.vm, record.number);
-        }
-        // The kernel has forgotten what it could not write: no later flush is believed.
-        Err(_) => this.state.borrow_mut().broken = true,
-    }
-    this.state.borrow_mut().writing = false;
-    this.gate.notify();
 }
 
 /// What a guest does to itself, by the fault that makes it.
