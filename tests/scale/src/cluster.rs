@@ -89,6 +89,7 @@ impl Cluster {
             memory_mib: NODE_MEMORY_MIB,
             vcpus: NODE_VCPUS,
             version: "0.1.0".into(),
+            replaces: None,
         }));
         self.report(node);
     }

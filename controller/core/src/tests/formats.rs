@@ -38,6 +38,7 @@ fn commands() -> Vec<Command> {
             memory_mib: 4_096,
             vcpus: 8,
             version: "0".into(),
+            replaces: None,
         }),
         Change::CreateVm {
             id: vm,
