@@ -14,8 +14,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cluster::{build_guest, target_dir};
-use crate::command::{cargo, root, run};
+use crate::cluster::build_guest;
+use crate::command::{cargo, root, run, target_dir};
 use crate::{package, setup};
 
 const HELP: &str = "\
