@@ -371,7 +371,11 @@ impl Loader {
     fn release(&self) -> io::Result<()> {
         let Sink::Userfault(userfaultfd) = &self.sink else { return Ok(()) };
         for region in self.ram.mapped() {
-            userfaultfd.unregister(region.host, region.guest.length as usize)?;
+            let length = region.guest.length as usize;
+            userfaultfd.unregister(region.host, length)?;
+            // The kernel wakes who waits before it takes the memory back: a fault under a lock of its
+            // own mapping alone may come in between, and would wait for ever (seen on Linux 6).
+            userfaultfd.wake(region.host, length)?;
         }
         rustix::io::write(&self.ended, &1u64.to_ne_bytes())?;
         Ok(())
