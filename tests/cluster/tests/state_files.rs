@@ -186,12 +186,12 @@ fn flip_end(file: &Path) -> Result<()> {
     flip(&file, length - 20)
 }
 
-/// A header of the next version, with a right checksum.
+/// A header of a version to come, with a right checksum.
 fn newer(file: &Path) -> Result<()> {
     let file = open(file)?;
     let mut slot = [0; SLOT_BYTES];
     file.read_exact_at(&mut slot, SEALED_SLOT)?;
-    slot[VERSION_AT] += 1;
+    slot[VERSION_AT] = u8::MAX;
     let checksum = xxh3_64(&slot[..CHECKSUM_AT]);
     slot[CHECKSUM_AT..].copy_from_slice(&checksum.to_le_bytes());
     file.write_all_at(&slot, SEALED_SLOT).context("write the header")
