@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::command::{Change, Command, Registration};
 use crate::observe::{NodeReport, VmReport};
-use crate::saga::{Action, Patience, given_up, next_action};
+use crate::saga::{Action, Patience, given_up, next_action, timed_out};
 use crate::state::Member;
 use crate::task::{Measures, Retry, TaskRequest};
 use crate::{Attempt, Observed, Outcome, Place, State, StepEvent, TaskKind, Timing, reconcile};
@@ -82,6 +82,7 @@ pub struct Model {
     /// The last epoch whose guest ran: what the disks belong to.
     ran: BTreeMap<VmId, Epoch>,
     patience: BTreeMap<TaskId, Patience>,
+    waiting: BTreeMap<TaskId, Patience>,
     /// Seals that were ordered and are still on their way.
     late_seals: Vec<(VmId, NodeId, Epoch)>,
     pub now: u64,
@@ -106,6 +107,7 @@ impl Model {
             resumed: BTreeSet::new(),
             ran: BTreeMap::new(),
             patience: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             late_seals: Vec::new(),
             now: 1_000_000,
             next_uuid: 1,
@@ -254,7 +256,11 @@ impl Model {
         let (vm, step_no) = (task.vm, task.step_no);
         let action = next_action(&self.state, &self.observed, task, self.now);
         let event = match action {
-            Action::Wait { .. } => return false,
+            Action::Wait { .. } => {
+                let waited_ms = self.waiting.entry(id).or_default().waited_ms(step_no, self.now);
+                let Some(event) = timed_out(&self.state, task, waited_ms) else { return false };
+                Some(event)
+            }
             Action::Advance(event) => Some(event),
             action => self.order(vm, action, fate).or_else(|| self.lose_patience(id, step_no)),
         };
