@@ -39,6 +39,10 @@ use crate::types::{LogId, Vote};
 /// The name of the database file in the data directory.
 pub const DATABASE_FILE: &str = "raft.redb";
 
+/// The name of a file that lies beside the database from its first use on. A controller whose
+/// database is gone does not vote any more, because it has forgotten its vote.
+pub const MARKER_FILE: &str = "raft.began";
+
 /// Called when a commit has failed. The disk's contents are unknown from then on.
 pub type FatalHook = Arc<dyn Fn(&StoreError) + Send + Sync>;
 
@@ -103,13 +107,21 @@ impl Store {
     pub fn open(data_dir: &Path, options: StoreOptions) -> Result<Self, StoreError> {
         let path = data_dir.join(DATABASE_FILE);
         make_directory(data_dir)?;
+        let marker = Marker::beside(&path);
+        marker.require_database(&path)?;
         let db = Database::builder()
             .set_cache_size(options.cache_bytes)
             .create(&path)
-            .map_err(|error| open_error(path, error))?;
+            .map_err(|error| open_error(path.clone(), error))?;
         // The file's name must survive a power failure as its contents do.
         sync_directory(data_dir)?;
-        Self::from_database(db, options)
+        if read(&db, tables::read_format)?.is_none() {
+            marker.require_absent(&path)?;
+        }
+        let store = Self::from_database(db, options)?;
+        // Before anything can be promised to anybody, and after the database is whole.
+        marker.set()?;
+        Ok(store)
     }
 
     /// Takes over a database that is open already.
@@ -173,6 +185,37 @@ impl Store {
         tokio::task::spawn_blocking(move || shared.with_database(|db| read(db, work)))
             .await
             .map_err(|_| StoreError::Closed)?
+    }
+}
+
+/// The sign that a database has been made here.
+struct Marker(PathBuf);
+
+impl Marker {
+    fn beside(database: &Path) -> Self {
+        Self(database.with_file_name(MARKER_FILE))
+    }
+
+    fn require_database(&self, path: &Path) -> Result<(), StoreError> {
+        if path.exists() { Ok(()) } else { self.require_absent(path) }
+    }
+
+    /// For a database that is not there, or has never been written.
+    fn require_absent(&self, path: &Path) -> Result<(), StoreError> {
+        if !self.0.exists() {
+            return Ok(());
+        }
+        let dir = path.parent().unwrap_or(path).to_owned();
+        Err(StoreError::Lost { path: path.to_owned(), marker: self.0.clone(), dir })
+    }
+
+    fn set(&self) -> Result<(), StoreError> {
+        if self.0.exists() {
+            return Ok(());
+        }
+        let made = File::create(&self.0).and_then(|file| file.sync_all());
+        made.map_err(|source| StoreError::Io { operation: "make", path: self.0.clone(), source })?;
+        self.0.parent().map_or(Ok(()), sync_directory)
     }
 }
 
