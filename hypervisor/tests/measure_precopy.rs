@@ -128,8 +128,9 @@ async fn move_once(
     let mut source = vmm.client.clone();
     let request = SaveRequest { directory: directory.display().to_string(), generation: epoch };
     let saving = tokio::spawn(async move { source.save(request).await });
-    // A destination that tails loads on while the source saves.
+    // A destination that tails loads on until the source has sealed.
     while way == Way::Tail
+        && !saving.is_finished()
         && let Some(stream) = &mut tailed
         && let Some(progress) = stream.message().await.unwrap()
     {
