@@ -219,9 +219,12 @@ impl LazyRestore {
             return Self::begin(ram, file, options, |chunk| compared.is_there(chunk));
         }
         compared.load_missing(&ram, &file)?;
-        let loader = Loader::new(ram, file, Sink::Mapping, None, options.on_event, |_| true)
+        let LazyOptions { fill_threads, read_patience: patience, on_event, .. } = options;
+        let how = How { bytes_per_s: None, patience, on_event };
+        let loader = Loader::new(ram, file, Sink::Mapping, how, |_| true)
             .map_err(|source| setup("making an eventfd", source))?;
-        let this = Self { loader: Arc::new(loader), mode: RestoreMode::Ahead };
+        let (loader, fill_threads) = (Arc::new(loader), fill_threads.max(1));
+        let this = Self { loader, mode: RestoreMode::Ahead, fill_threads };
         loader::fill_all(&this.loader, 1);
         this.wait_done()?;
         Ok(this)
