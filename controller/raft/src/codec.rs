@@ -3,7 +3,7 @@
 //! A *record* (one log entry, the vote, …) is `version: u8, checksum: u64 LE, postcard body`. The
 //! checksum is XXH3-64 of the body, seeded with the place that the record belongs to, so that a
 //! good record in the wrong place is as corrupt as a bad one. postcard alone would decode many a
-//! flipped bit to another valid value; redb verifies its pages only when it repairs.
+//! flipped bit to another valid value; redb verifies its pages when it is opened, and not after.
 //!
 //! An *envelope* (one RPC payload) is `version: u8, postcard body`; TLS guards its bytes.
 //!

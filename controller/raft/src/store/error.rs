@@ -17,6 +17,12 @@ pub enum StoreError {
     #[error("open raft database {path}: {source}", path = path.display())]
     Open { path: PathBuf, source: Box<redb::Error> },
     #[error(
+        "open raft database {path}: the disk has damaged it ({found}); do not start this \
+         controller on an older copy: what it promised since would be broken",
+        path = path.display()
+    )]
+    Damaged { path: PathBuf, found: String },
+    #[error(
         "open raft database: its format is version {found}, and this program reads version \
          {supported} at most; start the newer program"
     )]

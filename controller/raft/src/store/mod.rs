@@ -21,13 +21,14 @@ mod tables;
 mod tests;
 mod writer;
 
-use std::fs::{DirBuilder, File};
+use std::fs::{self, DirBuilder, File};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 
-use redb::{Database, DatabaseError, ReadableDatabase};
+use redb::{Builder, Database, DatabaseError, ReadableDatabase, StorageError};
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::error::StoreError;
@@ -108,13 +109,11 @@ impl Store {
         let path = data_dir.join(DATABASE_FILE);
         make_directory(data_dir)?;
         let marker = Marker::beside(&path);
-        marker.require_database(&path)?;
-        let db = Database::builder()
-            .set_cache_size(options.cache_bytes)
-            .create(&path)
-            .map_err(|error| open_error(path.clone(), error))?;
-        // The file's name must survive a power failure as its contents do.
-        sync_directory(data_dir)?;
+        if !path.exists() {
+            marker.require_absent(&path)?;
+            make_database(data_dir, &path, &options)?;
+        }
+        let db = builder(&options).open(&path).map_err(|error| open_error(path.clone(), error))?;
         if read(&db, tables::read_format)?.is_none() {
             marker.require_absent(&path)?;
         }
@@ -122,6 +121,20 @@ impl Store {
         // Before anything can be promised to anybody, and after the database is whole.
         marker.set()?;
         Ok(store)
+    }
+        let db = builder(&options).open(&path).map_err(|error| open_error(path, error))?;
+        Self::from_database(db, options)
+    }
+
+    /// Opens a database on any storage: tests bring one that fails.
+    #[cfg(test)]
+    fn open_backend(
+        backend: impl redb::StorageBackend,
+        options: StoreOptions,
+    ) -> Result<Self, StoreError> {
+        let db = builder(&options).create_with_backend(backend);
+        let db = db.map_err(|error| open_error(DATABASE_FILE.into(), error))?;
+        Self::from_database(db, options)
     }
 
     /// Takes over a database that is open already.
@@ -217,6 +230,42 @@ impl Marker {
         made.map_err(|source| StoreError::Io { operation: "make", path: self.0.clone(), source })?;
         self.0.parent().map_or(Ok(()), sync_directory)
     }
+
+/// Every page is compared with its checksum before anything is believed. redb by itself trusts a
+/// file that was closed well: one flipped bit in the name of a record hid the vote.
+fn builder(options: &StoreOptions) -> Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(options.cache_bytes).set_check_integrity_on_open(true);
+    builder
+}
+
+/// Makes a database under another name, and gives it its own when it is complete: a crash in
+/// between leaves nothing that the next start would have to refuse.
+fn make_database(data_dir: &Path, path: &Path, options: &StoreOptions) -> Result<(), StoreError> {
+    let scratch = path.with_extension("redb.new");
+    let io = |operation, path: &Path| {
+        let path = path.to_owned();
+        move |source| StoreError::Io { operation, path, source }
+    };
+    match fs::remove_file(&scratch) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(io("remove the unfinished database", &scratch)(error));
+        }
+        _ => {}
+    }
+    let db = builder(options).create(&scratch).map_err(|e| open_error(scratch.clone(), e))?;
+    prepare(&db, options.node_id)?;
+    db.close().map_err(|error| open_error(scratch.clone(), error))?;
+    // A link, unlike a rename, never replaces what another process was faster to make.
+    match fs::hard_link(&scratch, path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(io("name the new database", path)(error));
+        }
+        _ => {}
+    }
+    fs::remove_file(&scratch).map_err(io("remove the second name", &scratch))?;
+    // The file's name must survive a power failure as its contents do.
+    sync_directory(data_dir)
 }
 
 /// Makes the directory if it is not there. What the cluster agrees upon is nobody else's business.
@@ -252,6 +301,9 @@ fn read<T>(
 fn open_error(path: PathBuf, error: DatabaseError) -> StoreError {
     match error {
         DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path },
+        DatabaseError::Storage(StorageError::Corrupted(found)) => {
+            StoreError::Damaged { path, found }
+        }
         error => StoreError::Open { path, source: Box::new(error.into()) },
     }
 }

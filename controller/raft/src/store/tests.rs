@@ -1,6 +1,8 @@
 //! The database on its own: openraft's suite, restarts, crashes, failures, corruption.
 
+mod device;
 mod disk;
+mod faults;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -195,6 +197,17 @@ async fn a_file_that_is_no_database_is_refused() {
     assert!(refused(dir.path()).starts_with("open raft database "));
     std::fs::write(&path, &bytes[..100]).unwrap();
     assert!(refused(dir.path()).starts_with("open raft database "));
+}
+
+#[tokio::test]
+async fn a_database_that_was_never_finished_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let unfinished = dir.path().join("raft.redb.new");
+    std::fs::write(&unfinished, [0; 4096]).unwrap();
+    let store = open_store(dir.path());
+    assert!(!unfinished.exists());
+    store.close().await.unwrap();
+    open_store(dir.path());
 }
 
 #[tokio::test]
