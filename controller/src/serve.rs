@@ -49,9 +49,28 @@ pub async fn run(data_dir: &Path) -> anyhow::Result<()> {
         reason = controller.raft.stopped() => Err(anyhow::anyhow!("raft has stopped: {reason}")),
         Some(done) = tasks.join_next() => done.context("a part of the controller panicked")?,
     };
+    if ended.is_ok() {
+        hand_over(&controller.raft).await;
+    }
     tasks.abort_all();
     controller.raft.shutdown().await.context("stop raft")?;
     ended
+}
+
+/// A leader that stops in order lets the one lead that has the most of the log, so that nobody has
+/// to wait for an election. Whether it works or not, the leader stops.
+async fn hand_over(raft: &RaftHandle) {
+    let status = raft.status();
+    if !status.is_leader() {
+        return;
+    }
+    let others = status.replicated.iter().filter(|(id, _)| status.voters.contains_key(id));
+    let next = others.filter(|(id, _)| **id != status.node_id).max_by_key(|(id, at)| (**at, **id));
+    let Some((to, _)) = next else { return };
+    match raft.transfer_leadership(*to).await {
+        Ok(()) => tracing::info!(to, "another controller leads"),
+        Err(error) => tracing::warn!(%error, "stopping as the leader"),
+    }
 }
 
 async fn start_raft(

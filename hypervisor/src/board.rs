@@ -30,6 +30,8 @@ pub struct View {
     pub phase: Phase,
     /// Why the guest ended or its memory failed; empty otherwise.
     pub reason: String,
+    /// Why the claim's watch holds the guest, while it does.
+    pub claim_fault: String,
     pub locked: bool,
     pub sealed: Option<Sealed>,
     pub machine: Option<Arc<Machine>>,
@@ -60,6 +62,8 @@ impl View {
             |reason| self.machine.as_ref().is_some_and(|machine| machine.gate.is_held(reason));
         let why = if held(Hold::IoError) {
             self.reason.clone()
+        } else if held(Hold::Claim) {
+            self.claim_fault.clone()
         } else if held(Hold::Superseded) {
             "superseded".into()
         } else if held(Hold::Lease) {
@@ -84,6 +88,7 @@ impl Default for Board {
             epoch: 0,
             phase: Phase::Empty,
             reason: String::new(),
+            claim_fault: String::new(),
             locked: false,
             sealed: None,
             machine: None,

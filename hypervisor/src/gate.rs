@@ -1,7 +1,7 @@
 //! The gate: one place that decides whether the guest runs and its disks work.
 //!
 //! ```text
-//! holds: not-started, administrator, lease, superseded, io-error, save, ended
+//! holds: not-started, administrator, lease, superseded, claim, io-error, save, ended
 //! open  <=>  no hold is set
 //!
 //!   vCPU thread:  enter (waits while closed) -> KVM_RUN ... -> kicked -> leave
@@ -35,6 +35,8 @@ pub enum Hold {
     Administrator = 1 << 5,
     /// A save is in progress.
     Save = 1 << 6,
+    /// The claim cannot be written, or shows a later runner.
+    Claim = 1 << 7,
 }
 
 /// What must hold at each disk submission; cheap, no system call but the clock.

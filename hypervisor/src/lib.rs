@@ -17,6 +17,7 @@
 pub mod api;
 pub mod board;
 pub mod boot;
+pub mod claim_watch;
 pub mod cli;
 pub mod clock;
 pub mod devices;

@@ -9,7 +9,9 @@ use bellwether_claim::{Claim, ClaimError, ClaimRecord, DiskLock, DiskLockError};
 use bellwether_types::{BootId, Epoch, NodeId, VmId};
 use uuid::Uuid;
 
-use crate::machine::DiskUnit;
+use crate::board::Board;
+use crate::claim_watch::WatchedClaim;
+use crate::machine::{DiskUnit, Machine};
 
 /// How long one attempt waits before it looks whether the VMM is to stop.
 const SLICE: Duration = Duration::from_millis(50);
@@ -22,6 +24,8 @@ pub enum LockError {
     Disk(#[from] DiskLockError),
     #[error("the VMM holds epoch {held}; epoch {asked} is older")]
     OlderEpoch { held: u64, asked: u64 },
+    #[error("start the watch over the claim: {0}")]
+    Watch(std::io::Error),
     #[error("waiting for the locks was called off: the VMM is to stop")]
     Cancelled,
 }
@@ -48,11 +52,19 @@ pub struct Claimant {
     pub nonce: u64,
 }
 
+/// What waiting for locks and watching over them needs of the VMM.
+#[derive(Clone, Copy)]
+pub struct Host<'a> {
+    /// Set when the VMM is to stop.
+    pub cancel: &'a Arc<AtomicBool>,
+    pub board: &'a Arc<Board>,
+}
+
 /// The locks, held until this is dropped or the process ends.
 pub struct Locks {
     epoch: u64,
     nonce: u64,
-    claim: Option<Claim>,
+    claim: Option<WatchedClaim>,
     _disks: Vec<DiskLock>,
 }
 
@@ -61,10 +73,11 @@ impl Locks {
     pub fn acquire(
         claimant: &Claimant,
         epoch: u64,
-        disks: &[DiskUnit],
+        machine: &Machine,
         wait: Duration,
-        cancel: &Arc<AtomicBool>,
+        host: Host<'_>,
     ) -> Result<Self, LockError> {
+        let Host { cancel, board } = host;
         let deadline = Instant::now() + wait;
         let record = ClaimRecord {
             vm_id: claimant.vm_id,
@@ -84,7 +97,10 @@ impl Locks {
                 Ok(DiskLock::acquire_within(file, path, disk.is_read_only(), until)?)
             })
         };
-        let disks = disks.iter().map(lock).collect::<Result<_, LockError>>()?;
+        let disks = machine.disks.iter().map(lock).collect::<Result<_, LockError>>()?;
+        let watch =
+            |claim| WatchedClaim::start(claim, Arc::clone(&machine.gate), Arc::clone(board));
+        let claim = claim.map(watch).transpose().map_err(LockError::Watch)?;
         Ok(Self { epoch, nonce: claimant.nonce, claim, _disks: disks })
     }
 
@@ -97,8 +113,8 @@ impl Locks {
         if epoch < self.epoch {
             return Err(LockError::OlderEpoch { held: self.epoch, asked: epoch });
         }
-        if let Some(claim) = self.claim.as_mut().filter(|_| epoch > self.epoch) {
-            claim.raise(Epoch(epoch), self.nonce)?;
+        if let Some(claim) = self.claim.as_ref().filter(|_| epoch > self.epoch) {
+            claim.with(|claim| claim.raise(Epoch(epoch), self.nonce)).transpose()?;
         }
         self.epoch = epoch;
         Ok(())

@@ -60,6 +60,58 @@ async fn a_claim_names_its_holder_and_refuses_what_is_out_of_date() {
 }
 
 #[tokio::test]
+async fn a_claim_that_cannot_be_written_holds_the_guest_until_it_can() {
+    let directory = tempdir().unwrap();
+    let mut config = Config::new();
+    config.request.claim_path = directory.path().join("vm.claim").display().to_string();
+    let mut vmm = Vmm::spawn_limitable(directory.path()).await;
+    vmm.create(&config).await.unwrap();
+    vmm.start(3).await.unwrap();
+    let mut console = vmm.console().await;
+    console.wait_for("tick 1 ").await;
+    limit_file_size(&vmm, Some(0));
+    vmm.wait_state("paused", "claim-lost: writing the record").await;
+    while !console.is_silent_for(Duration::from_millis(150)).await {}
+    assert_refused(vmm.save(directory.path(), 1).await, Code::Aborted, &["claim"]);
+    limit_file_size(&vmm, None);
+    vmm.wait_state("running", "").await;
+    console.number("tick").await;
+}
+
+/// Beyond the limit the kernel refuses every write of the process to a file (EFBIG).
+fn limit_file_size(vmm: &Vmm, limit: Option<u64>) {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let pid = Pid::from_raw(vmm.child.id().cast_signed());
+    prlimit(pid, Resource::Fsize, Rlimit { current: limit, maximum: None }).unwrap();
+}
+
+#[tokio::test]
+async fn a_later_runners_record_holds_the_guest_for_good() {
+    use bellwether_claim::{Claim, ClaimRecord};
+    use bellwether_types::{BootId, Epoch, NodeId};
+    let directory = tempdir().unwrap();
+    let mut config = Config::new();
+    let path = directory.path().join("vm.claim");
+    config.request.claim_path = path.display().to_string();
+    let mut vmm = Vmm::running(directory.path(), &config, 3).await;
+    vmm.console().await.wait_for("tick 1 ").await;
+    std::fs::remove_file(&path).unwrap();
+    let record = ClaimRecord {
+        vm_id: config.request.vm_id.parse().unwrap(),
+        epoch: Epoch(4),
+        node: NodeId(42),
+        boot_id: BootId::from_uuid(uuid::Uuid::from_u128(1)),
+        nonce: 1,
+    };
+    let later = Claim::acquire(&path, record).unwrap();
+    let held = vmm.wait_state("paused", "claim-lost").await;
+    assert!(held.reason.contains("epoch 4 on node 42"), "{}", held.reason);
+    drop(later);
+    // A claim that is lost for good is let go as any other.
+    assert!(vmm.stop().await.success());
+}
+
+#[tokio::test]
 async fn a_wait_for_locks_ends_when_the_vmm_is_to_stop() {
     let directory = tempdir().unwrap();
     let disk = disk(directory.path(), "disk.raw", 8 * MIB);

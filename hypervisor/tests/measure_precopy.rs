@@ -71,6 +71,8 @@ struct Move {
 }
 
 const TICK_MS: u64 = 2;
+/// More than the guest's queue of output holds of them.
+const TICKS_AFTER: usize = 400;
 
 /// The time of the last tick that was printed whole.
 fn last_tick(console: &Console) -> u64 {
@@ -128,8 +130,9 @@ async fn move_once(
     let mut source = vmm.client.clone();
     let request = SaveRequest { directory: directory.display().to_string(), generation: epoch };
     let saving = tokio::spawn(async move { source.save(request).await });
-    // A destination that tails loads on while the source saves.
+    // A destination that tails loads on until the source has sealed.
     while way == Way::Tail
+        && !saving.is_finished()
         && let Some(stream) = &mut tailed
         && let Some(progress) = stream.message().await.unwrap()
     {
@@ -142,9 +145,15 @@ async fn move_once(
     target.start_within(epoch, 1000, true).await.unwrap();
     while !console.is_silent_for(Duration::from_millis(30)).await {}
     let before = last_tick(&console);
-    let after = tick_ns(&mut target.console().await).await;
+    // The guest may first print ticks that it had queued, so the gap is looked for, not computed from
+    // the first one.
+    let (mut console, mut ticks) = (target.console().await, vec![before]);
+    for _ in 0..TICKS_AFTER {
+        ticks.push(tick_ns(&mut console).await);
+    }
+    let gap = ticks.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
     let moved = Move {
-        outage: (after - before).saturating_sub(TICK_MS * 1_000_000) / 1000,
+        outage: gap.saturating_sub(TICK_MS * 1_000_000) / 1000,
         source: timings.stop_us + timings.save_us + timings.seal_us,
         load,
         predicted,

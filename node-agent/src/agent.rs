@@ -95,6 +95,7 @@ fn make_node(member: &MemberConfig, config: &AgentConfig) -> anyhow::Result<Node
     Ok(Node {
         id: member.id,
         name: member.name.clone(),
+        cluster: member.cluster_id,
         boot_id,
         runtime,
         terms,

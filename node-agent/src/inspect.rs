@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use bellwether_types::{DiskSpec, VmSpec};
+use bellwether_types::{ClusterId, DiskSpec, VmSpec};
 
 use crate::storage;
 
@@ -13,9 +13,11 @@ const SECTOR_BYTES: u64 = 512;
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 
 /// Everything that is wrong, each as a sentence for the administrator.
-pub fn problems(spec: &VmSpec, storage_root: &Path) -> Vec<String> {
+pub fn problems(spec: &VmSpec, storage_root: &Path, cluster: ClusterId) -> Vec<String> {
     let mut problems = Vec::new();
-    if let Err(error) = storage::check_root(storage_root) {
+    let ours = storage::check_root(storage_root)
+        .and_then(|()| storage::require_owner(storage_root, cluster));
+    if let Err(error) = ours {
         problems.push(error.to_string());
     } else if let Err(error) = arbiter_problem(storage_root) {
         problems.push(error);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bellwether_types::{BootId, NodeId};
+use bellwether_types::{BootId, ClusterId, NodeId};
 
 use crate::board::Board;
 use crate::desk::Desk;
@@ -16,6 +16,7 @@ use crate::terms::Terms;
 pub struct Node {
     pub id: NodeId,
     pub name: String,
+    pub cluster: ClusterId,
     pub boot_id: BootId,
     pub runtime: Arc<RuntimeDir>,
     pub terms: Terms,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bellwether_agent_core::{Durable, Leftover, Order, Refusal, Stamped};
-use bellwether_types::{BootId, Epoch, VmId};
+use bellwether_types::{BootId, ClusterId, Epoch, VmId};
 use futures::StreamExt;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -130,6 +130,10 @@ impl Registry {
         drop(owners);
         tokio::spawn(owner.run(inbox));
         handle
+    }
+
+    pub fn cluster(&self) -> ClusterId {
+        self.node.cluster
     }
 
     pub fn boot_id(&self) -> BootId {

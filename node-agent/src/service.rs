@@ -71,7 +71,8 @@ impl Agent for AgentService {
         let spec = spec.ok_or_else(|| Status::invalid_argument("the field `spec` is missing"))?;
         let spec = VmSpec::try_from(spec)?;
         let root = PathBuf::from(&storage);
-        let look = tokio::task::spawn_blocking(move || inspect::problems(&spec, &root));
+        let cluster = self.registry.cluster();
+        let look = tokio::task::spawn_blocking(move || inspect::problems(&spec, &root, cluster));
         let problems = match tokio::time::timeout(INSPECT_MAX, look).await {
             Ok(problems) => problems.map_err(|error| Status::internal(error.to_string()))?,
             Err(_) => vec![format!(

@@ -3,7 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bellwether_types::{Epoch, VmId};
+use bellwether_member::{STORAGE_MARK, storage_owner};
+use bellwether_types::{ClusterId, Epoch, VmId};
 
 /// How many entries of the state directory are looked at.
 const ENTRIES_MAX: usize = 1_000_000;
@@ -27,6 +28,12 @@ pub enum StorageError {
         path.display(), dir.display()
     )]
     NotOurs { path: PathBuf, dir: PathBuf },
+    #[error(
+        "the storage `{}` is not that of this node's cluster: its `{mark}` {said}. Mount the \
+         cluster's own storage here, or, if this is it, write the cluster's id {ours} into that file",
+        path.display()
+    )]
+    OtherCluster { path: PathBuf, mark: &'static str, said: String, ours: ClusterId },
     #[error(
         "`{}` lies on a file system whose locks are not known to be exclusive between nodes \
          ({class}); use a local file system or NFSv4",
@@ -60,14 +67,28 @@ pub fn check_root(storage: &Path) -> Result<(), StorageError> {
 ///
 /// `bell cluster init` made the directories. An agent never does: on a node where the share is not
 /// mounted it would make them on its own disk, and take locks there that nobody else sees.
-pub fn require_dirs(storage: &Path) -> Result<(), StorageError> {
+pub fn require_dirs(storage: &Path, ours: ClusterId) -> Result<(), StorageError> {
     check_root(storage)?;
+    require_owner(storage, ours)?;
     for dir in [storage.join("claims"), state_dir(storage)] {
         if !dir.is_dir() {
             return Err(StorageError::NotOurs { path: storage.into(), dir });
         }
     }
     require_arbiter(storage)
+}
+
+/// Checks that this is the storage with which this node's cluster was made, and not another one
+/// under the same path, nor the bare mount point.
+pub fn require_owner(storage: &Path, ours: ClusterId) -> Result<(), StorageError> {
+    let mark = STORAGE_MARK;
+    let said = match storage_owner(storage) {
+        Ok(Some(owner)) if owner == ours => return Ok(()),
+        Ok(Some(owner)) => format!("names the cluster {owner}"),
+        Ok(None) => "is not there".to_owned(),
+        Err(error) => format!("cannot be read: {error}"),
+    };
+    Err(StorageError::OtherCluster { path: storage.into(), mark, said, ours })
 }
 
 /// Refuses a file system whose locks prove nothing between nodes.
@@ -140,18 +161,44 @@ mod tests {
     fn a_missing_storage_is_never_created() {
         let dir = tempfile::tempdir().unwrap();
         let storage = dir.path().join("unmounted");
-        let refused = require_dirs(&storage).unwrap_err();
+        let refused = require_dirs(&storage, cluster()).unwrap_err();
         assert!(refused.to_string().contains("mount it on this node"), "{refused}");
         assert!(!storage.exists());
-        assert!(matches!(require_dirs(Path::new("s")), Err(StorageError::Relative { .. })));
+        assert!(matches!(
+            require_dirs(Path::new("s"), cluster()),
+            Err(StorageError::Relative { .. })
+        ));
     }
 
     #[test]
     fn an_empty_mount_point_is_not_taken_for_the_storage() {
         let dir = tempfile::tempdir().unwrap();
-        let refused = require_dirs(dir.path()).unwrap_err();
-        assert!(matches!(refused, StorageError::NotOurs { .. }), "{refused}");
+        let refused = require_dirs(dir.path(), cluster()).unwrap_err();
+        assert!(matches!(refused, StorageError::OtherCluster { .. }), "{refused}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    /// Two directories of the right names on each host's own disk once passed for shared storage.
+    #[test]
+    fn only_the_storage_of_the_own_cluster_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = dir.path().join(STORAGE_MARK);
+        for name in ["claims", "state"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let refused = || require_dirs(dir.path(), cluster()).unwrap_err().to_string();
+        assert!(refused().contains("is not there"), "{}", refused());
+        let other = ClusterId::from_uuid(uuid::Uuid::from_u128(10));
+        std::fs::write(&mark, format!("{other}\n")).unwrap();
+        assert!(refused().contains(&format!("names the cluster {other}")), "{}", refused());
+        std::fs::write(&mark, "something else").unwrap();
+        assert!(refused().contains("no cluster's id"), "{}", refused());
+        std::fs::write(&mark, format!("{}\n", cluster())).unwrap();
+        require_owner(dir.path(), cluster()).unwrap();
+    }
+
+    fn cluster() -> ClusterId {
+        ClusterId::from_uuid(uuid::Uuid::from_u128(9))
     }
 
     #[test]

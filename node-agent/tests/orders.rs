@@ -133,6 +133,24 @@ async fn a_deleted_vm_leaves_nothing_on_the_storage() {
     }
 }
 
+/// A claim that somebody holds once stayed behind, and the deletion was called done.
+#[tokio::test]
+async fn a_claim_that_is_held_is_not_purged() {
+    let mut lab = Lab::new().await;
+    let vm = new_vm();
+    lab.running(&vm, 1, "").await;
+    let request = v1::RemoveStateRequest {
+        order: order(&vm, 1),
+        storage: lab.storage().display().to_string(),
+        purge: true,
+    };
+    let refused = lab.client.remove_state(request.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains("held by"), "{refused}");
+    lab.release(&vm, 1).await.unwrap();
+    assert_eq!(lab.client.remove_state(request).await.unwrap().into_inner().files_removed, 1);
+}
+
 #[tokio::test]
 async fn a_release_gets_through_to_a_vmm_that_hangs() {
     let mut lab = Lab::new().await;

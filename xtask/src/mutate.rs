@@ -4,6 +4,7 @@
 //! that is kept under the target directory with a target directory of its own, so that only what it
 //! touches is built again.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -194,9 +195,12 @@ impl Scratch {
         let scratch = Self { tree: base.join("tree"), target: base.join("target") };
         let mut list = Command::new("git");
         list.args(["ls-files", "-co", "--exclude-standard"]).current_dir(root());
-        for name in output(&mut list)?.lines() {
+        let names = output(&mut list)?;
+        let mut wanted = BTreeSet::new();
+        for name in names.lines() {
             let (from, to) = (root().join(name), scratch.tree.join(name));
             let Ok(bytes) = fs::read(&from) else { continue };
+            wanted.insert(to.clone());
             if fs::read(&to).is_ok_and(|old| old == bytes) {
                 continue;
             }
@@ -205,6 +209,7 @@ impl Scratch {
             }
             fs::write(&to, bytes).with_context(|| format!("write `{}`", to.display()))?;
         }
+        remove_others(&scratch.tree, &wanted)?;
         Ok(scratch)
     }
 
@@ -231,6 +236,19 @@ impl Scratch {
             (failure["seed"].as_u64().unwrap_or(0), what)
         }))
     }
+}
+
+/// Removes what the tree does not have any more.
+fn remove_others(directory: &Path, wanted: &BTreeSet<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        match path.is_dir() {
+            true => remove_others(&path, wanted)?,
+            false if !wanted.contains(&path) => fs::remove_file(&path)?,
+            false => {}
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

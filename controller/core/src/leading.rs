@@ -47,12 +47,12 @@ impl Attention {
     }
 }
 
-/// How long one task's order has been without an answer. The leader's memory holds it: the next one
-/// counts anew.
+/// How long one task has waited in a step, or its order has been without an answer. The leader's
+/// memory holds it: the next one counts anew.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Patience {
-    /// The step whose outcome is unknown, and since when.
-    unknown: Option<(u32, u64)>,
+    /// The step, and when it was noted first.
+    noted: Option<(u32, u64)>,
 }
 
 impl Patience {
@@ -64,13 +64,17 @@ impl Patience {
         error: String,
         now: u64,
     ) -> Option<StepEvent> {
-        let (step_no, since) = *self.unknown.get_or_insert((task.step_no, now));
-        if step_no != task.step_no {
-            self.unknown = Some((task.step_no, now));
-        } else if now.saturating_sub(since) > PATIENCE_MS {
-            return saga::given_up(state, task, error);
-        }
-        None
+        let is_over = self.waited_ms(task.step_no, now) > PATIENCE_MS;
+        is_over.then(|| saga::given_up(state, task, error)).flatten()
+    }
+
+    /// Notes that this step waits, and for how long it has.
+    pub fn waited_ms(&mut self, step_no: u32, now: u64) -> u64 {
+        let (_, since) = *self.noted.insert(match self.noted {
+            Some((step, since)) if step == step_no => (step, since),
+            _ => (step_no, now),
+        });
+        now.saturating_sub(since)
     }
 }
 

@@ -27,6 +27,7 @@ pub mod planner;
 pub mod reconcile;
 pub mod saga;
 pub mod state;
+pub mod state_file;
 pub mod task;
 
 pub use command::{Command, Outcome, Rejection, RejectionKind};

@@ -123,7 +123,7 @@ pub fn next_action(state: &State, observed: &Observed, task: &Task, now: u64) ->
         }
         Step::Abandon { attempt, .. } => Action::Abandon(*attempt),
         Step::AskGuest => ask_guest(vm),
-        Step::AwaitGuest { until } => await_guest(observed, vm, *until, now),
+        Step::AwaitGuest { .. } => await_guest(observed, vm),
         Step::Release(runner) => release(state, observed, task, vm, runner),
         Step::Purge(node) => Action::Purge(*node),
     }
@@ -263,17 +263,29 @@ fn ask_guest(vm: &Vm) -> Action {
     }
 }
 
-fn await_guest(observed: &Observed, vm: &Vm, until: u64, now: u64) -> Action {
-    let ended = match vm.place.runner() {
-        Some(runner) => {
-            observed.vm(vm.id, runner.node, runner.boot_id, runner.epoch) == Seen::Ended
-        }
-        None => true,
+fn await_guest(observed: &Observed, vm: &Vm) -> Action {
+    let Some(runner) = vm.place.runner() else {
+        return Action::Advance(StepEvent::GuestEnded);
     };
-    match ended {
-        true => Action::Advance(StepEvent::GuestEnded),
-        false if now >= until => Action::Advance(StepEvent::TimedOut),
-        false => Action::Wait { until },
+    let heard_at = observed.nodes.get(&runner.node).map_or(0, |report| report.heard_at);
+    match observed.vm(vm.id, runner.node, runner.boot_id, runner.epoch) {
+        Seen::Ended => Action::Advance(StepEvent::GuestEnded),
+        // Gone without a trace; a report of before the guest was asked may not have known it yet.
+        Seen::Absent if heard_at > vm.changed_at => Action::Advance(StepEvent::GuestEnded),
+        _ => Action::Wait { until: u64::MAX },
+    }
+}
+
+/// What follows when a task has waited at its step for so long by the clock of this leader; none
+/// to wait on. The time that a guest has is the difference of two stamps of one leader, so a next
+/// one, whose clock may differ, gives it that time anew.
+pub fn timed_out(state: &State, task: &Task, waited_ms: u64) -> Option<StepEvent> {
+    let vm = state.vms.get(&task.vm)?;
+    match task.step {
+        Step::AwaitGuest { until } if waited_ms >= until.saturating_sub(vm.changed_at) => {
+            Some(StepEvent::TimedOut)
+        }
+        _ => None,
     }
 }
 

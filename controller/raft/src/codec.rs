@@ -3,7 +3,7 @@
 //! A *record* (one log entry, the vote, …) is `version: u8, checksum: u64 LE, postcard body`. The
 //! checksum is XXH3-64 of the body, seeded with the place that the record belongs to, so that a
 //! good record in the wrong place is as corrupt as a bad one. postcard alone would decode many a
-//! flipped bit to another valid value; redb verifies its pages only when it repairs.
+//! flipped bit to another valid value; redb verifies its pages when it is opened, and not after.
 //!
 //! An *envelope* (one RPC payload) is `version: u8, postcard body`; TLS guards its bytes.
 //!
@@ -39,6 +39,11 @@ pub enum CodecError {
     Decode(postcard::Error),
     #[error("{0} bytes follow the body")]
     Trailing(usize),
+    #[error(
+        "the state has format {found}, and this program reads formats up to {supported}; start the \
+         release that wrote it"
+    )]
+    StateFormat { found: u32, supported: u32 },
     #[error("encode: {0}")]
     Encode(postcard::Error),
 }
@@ -111,9 +116,18 @@ pub(crate) fn verify_snapshot(bytes: &[u8]) -> Result<&[u8], CodecError> {
     Ok(body)
 }
 
-/// Checks and decodes a snapshot image.
-pub(crate) fn decode_snapshot<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
-    decode_body(verify_snapshot(bytes)?)
+/// Checks and decodes a snapshot image of a state, which begins with the version of its own
+/// structure: postcard would decode another one to nonsense, or not at all, so that is looked at
+/// first.
+pub(crate) fn decode_state<T: DeserializeOwned>(
+    bytes: &[u8],
+    supported: u32,
+) -> Result<T, CodecError> {
+    let body = verify_snapshot(bytes)?;
+    match postcard::take_from_bytes(body).map_err(CodecError::Decode)? {
+        (found, _) if found > supported => Err(CodecError::StateFormat { found, supported }),
+        _ => decode_body(body),
+    }
 }
 
 fn split_byte(bytes: &[u8], needed: usize) -> Result<(u8, &[u8]), CodecError> {
@@ -140,6 +154,10 @@ mod tests {
 
     fn sample() -> Sample {
         ("bell".into(), vec![1, 1 << 40], Some(7))
+    }
+
+    fn decode_snapshot<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+        decode_body(verify_snapshot(bytes)?)
     }
 
     #[test]
@@ -174,6 +192,24 @@ mod tests {
         for length in 0..bytes.len() {
             assert!(decode_snapshot::<Sample>(&bytes[..length]).is_err(), "length {length}");
         }
+    }
+
+    #[test]
+    fn a_state_of_another_format_is_named_before_it_is_decoded() {
+        use bellwether_core::State;
+        use bellwether_core::state::STATE_FORMAT;
+        let newer = STATE_FORMAT + 1;
+        let mut state = State::default();
+        state.format = newer;
+        let image = encode_snapshot(&state).unwrap();
+        let error = decode_state::<State>(&image, STATE_FORMAT).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("the state has format {newer}, ")), "{error}");
+        // Fields that this program does not know: only the format of their structure is looked at.
+        let image = encode_snapshot(&(newer, "a field that nobody here knows")).unwrap();
+        let error = decode_state::<State>(&image, STATE_FORMAT).unwrap_err();
+        assert!(matches!(error, CodecError::StateFormat { found, .. } if found == newer));
+        let image = encode_snapshot(&State::default()).unwrap();
+        assert_eq!(decode_state::<State>(&image, STATE_FORMAT).unwrap(), State::default());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bellwether_core::answer::Failure;
 use bellwether_core::command::Change;
 use bellwether_core::leading::Patience;
-use bellwether_core::saga::{Action, next_action};
+use bellwether_core::saga::{Action, next_action, timed_out};
 use bellwether_core::state::Runner;
 use bellwether_core::{Attempt, Step, StepEvent, Task};
 use bellwether_failpoint as failpoint;
@@ -31,19 +31,31 @@ pub struct Executor {
     states: watch::Receiver<StateView>,
     reports: watch::Receiver<u64>,
     patience: Patience,
+    waiting: Patience,
 }
 
 impl Executor {
     pub fn new(controller: Arc<Controller>, leadership: Leadership, id: TaskId) -> Self {
         let (states, reports) = (controller.raft.watch_state(), controller.watch_reports());
-        Self { controller, leadership, id, states, reports, patience: Patience::default() }
+        Self {
+            controller,
+            leadership,
+            id,
+            states,
+            reports,
+            patience: Patience::default(),
+            waiting: Patience::default(),
+        }
     }
 
     /// Works until the task has ended. Returns the task's number.
     pub async fn run(mut self) -> TaskId {
         while let Some((task, action)) = self.next() {
             match action {
-                Action::Wait { .. } => self.wait().await,
+                Action::Wait { .. } => match self.waited_enough(&task) {
+                    Some(event) => self.advance(&task, event).await,
+                    None => self.wait().await,
+                },
                 Action::Advance(event) => self.advance(&task, event).await,
                 Action::Seal { source, load_at } => self.seal(&task, source, load_at).await,
                 action => self.carry_out(&task, action).await,
@@ -62,6 +74,11 @@ impl Executor {
         let now = self.controller.clock.now_ms();
         let action = next_action(&state, &self.controller.observed(), task, now);
         Some((task.clone(), action))
+    }
+
+    fn waited_enough(&mut self, task: &Task) -> Option<StepEvent> {
+        let waited_ms = self.waiting.waited_ms(task.step_no, self.controller.clock.now_ms());
+        timed_out(&self.controller.state(), task, waited_ms)
     }
 
     async fn wait(&mut self) {

@@ -1,5 +1,6 @@
 //! Orders to agents, and what their answers mean for a task.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bellwether_core::answer::{self, Failure, Kind};
@@ -7,7 +8,7 @@ use bellwether_core::observe::Seen;
 use bellwether_core::reconcile::{Stray, strays};
 use bellwether_core::state::{Node, Runner};
 use bellwether_core::task::{Measures, Retry};
-use bellwether_core::{Attempt, Place, State, StepEvent, Task, Vm};
+use bellwether_core::{Attempt, Place, State, StepEvent, Task, Vm, state_file};
 use bellwether_proto::v1;
 use bellwether_proto::v1::agent_client::AgentClient;
 use bellwether_types::{BootId, Epoch, FenceProof, NodeId, StateFileRef, TaskId, VmId, VmSpec};
@@ -109,6 +110,9 @@ impl<'a> Orders<'a> {
         let reply = agent.seal(within(SEAL, request)).await.map_err(failure)?.into_inner();
         let file = reply.file.ok_or_else(|| Failure::Unknown("the answer has no file".into()))?;
         let file = StateFileRef::try_from(file).map_err(|error| refused(error.to_string()))?;
+        let storage = PathBuf::from(self.storage());
+        let checked = state_file::check(&storage, self.task.vm, source, &file);
+        checked.map_err(|error| Failure::Refused { error, retry: Retry::Never })?;
         let timings = reply.timings.unwrap_or_default();
         let mut measures = Measures::from([
             ("stop_us".into(), timings.stop_us),
@@ -357,6 +361,11 @@ fn read(status: &Status) -> (Kind, String) {
         Kind::Silent => (Kind::Silent, format!("{:?}: {error}", status.code())),
         kind => (kind, error.to_owned()),
     }
+}
+
+/// Whether a status says nothing about what happened on the other side.
+pub fn is_unknown(code: Code) -> bool {
+    kind(code) == Kind::Silent
 }
 
 fn failure(status: Status) -> Failure {

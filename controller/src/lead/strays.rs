@@ -1,12 +1,13 @@
 //! Clears away incarnations that nobody counts on.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bellwether_core::reconcile::{Stray, strays};
 use bellwether_proto::v1;
 use bellwether_types::TaskId;
+use tokio::task::JoinSet;
 
 use super::{Leadership, orders};
 use crate::controller::Controller;
@@ -14,24 +15,33 @@ use crate::controller::Controller;
 /// How long a release may take.
 const RELEASE: Duration = Duration::from_secs(15);
 
-/// Releases that are under way.
+/// Releases that are under way. They end with the leadership whose term they carry.
 #[derive(Default)]
 pub struct Strays {
-    under_way: Arc<Mutex<BTreeSet<Stray>>>,
+    under_way: BTreeSet<Stray>,
+    releases: JoinSet<Stray>,
 }
 
 impl Strays {
     /// Orders the release of every stray that is not being released already.
-    pub fn clear(&self, controller: &Arc<Controller>, leadership: Leadership) {
+    pub fn clear(&mut self, controller: &Arc<Controller>, leadership: Leadership) {
+        while let Some(ended) = self.releases.try_join_next() {
+            match ended {
+                Ok(stray) => drop(self.under_way.remove(&stray)),
+                Err(error) => {
+                    tracing::error!(%error, "the release of a stray panicked");
+                    // Which one it was is not told. To order the others twice does no harm.
+                    self.under_way.clear();
+                }
+            }
+        }
         let found = strays(&controller.state(), &controller.observed());
         for stray in found {
-            let fresh = self.under_way.lock().unwrap_or_else(PoisonError::into_inner).insert(stray);
-            if fresh {
+            if self.under_way.insert(stray) {
                 let controller = Arc::clone(controller);
-                let under_way = Arc::clone(&self.under_way);
-                tokio::spawn(async move {
+                self.releases.spawn(async move {
                     release(&controller, leadership, stray).await;
-                    under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&stray);
+                    stray
                 });
             }
         }

@@ -37,6 +37,8 @@ pub enum ClaimError {
         path.display()
     )]
     Damaged { path: PathBuf },
+    #[error("claim {}: {ours} was succeeded by {stored}", path.display())]
+    Lost { path: PathBuf, stored: Box<ClaimRecord>, ours: Box<ClaimRecord> },
     #[error("{operation} of claim {}: {source}", path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
 }
@@ -104,6 +106,37 @@ impl Claim {
         let ours = ClaimRecord { epoch, nonce, ..self.slot.record };
         self.check(&ours)?;
         self.write(ours)
+    }
+
+    /// Proves that the claim is still held: the file shows our record, and the storage takes it
+    /// anew through the descriptor that has the lock. Where the storage took the lock away, the
+    /// write fails. That somebody removed the file is no proof against us; a later runner's record
+    /// under its name is.
+    pub fn renew(&mut self) -> Result<(), ClaimError> {
+        let ours = self.slot.record;
+        let (found, _) = read_current(&self.path, &self.file)?;
+        self.require_ours(found)?;
+        self.write(ours)?;
+        if still_named(&self.path, &self.file).map_err(io_error("examination", &self.path))? {
+            return Ok(());
+        }
+        match File::open(&self.path) {
+            Ok(other) => self.require_ours(read_current(&self.path, &other)?.0),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(io_error("opening", &self.path)(error)),
+        }
+    }
+
+    fn require_ours(&self, found: Slot) -> Result<(), ClaimError> {
+        let ours = self.slot.record;
+        match !found.claimed || found.record == ours {
+            true => Ok(()),
+            false => Err(ClaimError::Lost {
+                path: self.path.clone(),
+                stored: Box::new(found.record),
+                ours: Box::new(ours),
+            }),
+        }
     }
 
     /// The record that is in the file.

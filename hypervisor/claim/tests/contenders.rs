@@ -252,3 +252,49 @@ fn a_writable_disk_has_one_user_and_a_read_only_disk_many_readers() {
     assert!(free.got_it(), "dropping the lock frees the disk though the file stays open");
     free.kill();
 }
+
+/// A runner learns that it is none any more although its lock never failed.
+#[test]
+fn a_renewal_finds_a_later_runners_record() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.claim");
+    let mut ours = Claim::acquire(&path, record(3, 1)).unwrap();
+    for _ in 0..3 {
+        ours.renew().unwrap();
+        assert_eq!(Claim::peek(&path).unwrap().record, Some(record(3, 1)));
+    }
+    // Somebody removes the file: that alone says nothing.
+    fs::remove_file(&path).unwrap();
+    ours.renew().unwrap();
+    let other = Claim::acquire(&path, record(4, 2)).unwrap();
+    let lost = ours.renew().unwrap_err();
+    assert!(matches!(lost, ClaimError::Lost { .. }), "{lost}");
+    assert!(lost.to_string().contains("epoch 4 on node 2"), "{lost}");
+    drop(other);
+}
+
+#[test]
+fn a_renewal_finds_another_record_in_its_own_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, scratch) = (directory.path().join("vm.claim"), directory.path().join("scratch"));
+    let mut ours = Claim::acquire(&path, record(3, 1)).unwrap();
+    drop(Claim::acquire(&scratch, record(4, 2)).unwrap());
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&fs::read(&scratch).unwrap(), 0).unwrap();
+    assert!(matches!(ours.renew(), Err(ClaimError::Lost { .. })));
+    assert_eq!(Claim::peek(&path).unwrap().record, Some(record(4, 2)), "it is left alone");
+}
+
+#[test]
+fn the_next_start_finds_the_epoch_of_a_renewed_claim() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.claim");
+    let mut claim = Claim::acquire(&path, record(3, 1)).unwrap();
+    claim.renew().unwrap();
+    claim.raise(Epoch(5), 77).unwrap();
+    claim.renew().unwrap();
+    drop(claim);
+    let refused = Claim::acquire(&path, record(4, 2)).unwrap_err();
+    assert!(matches!(refused, ClaimError::Superseded { .. }), "{refused}");
+    drop(Claim::acquire(&path, record(6, 2)).unwrap());
+}

@@ -1,7 +1,14 @@
 //! The loading of chunks, shared by fault threads and fill threads.
 //!
-//! Each chunk goes `untouched -> loading -> loaded`, or `-> failed`. Whoever moves it to `loading`
-//! loads it, alone. Pages of a chunk are handed out only after its checksum was found right.
+//! ```text
+//!   untouched --claimed--> loading ----------> loaded      its checksum was found right
+//!       ^                     |--------------> failed      it is damaged: for good
+//!       |  Loader::begin_again \-- patience --> unread     the storage did not give it
+//!       \-----------------------------------------/
+//! ```
+//!
+//! Whoever moves a chunk to `loading` loads it, alone. Pages of a chunk are handed out only after
+//! its checksum was found right. A read that the storage fails is repeated until patience ends.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -9,7 +16,9 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bellwether_statefile::{AlignedBuf, CHUNK_SIZE, GROUP_CHUNKS, PAGE_SIZE, StateFile, chunk};
+use bellwether_statefile::{
+    AlignedBuf, CHUNK_SIZE, ChunkFailure, GROUP_CHUNKS, PAGE_SIZE, StateFile, chunk,
+};
 use rustix::event::EventfdFlags;
 
 use crate::ram::{Content, GuestRam};
@@ -20,6 +29,11 @@ const UNTOUCHED: u8 = 0;
 const LOADING: u8 = 1;
 const LOADED: u8 = 2;
 const FAILED: u8 = 3;
+const UNREAD: u8 = 4;
+
+/// The first and the longest pause before a read that the storage failed is repeated.
+const AGAIN_MIN: Duration = Duration::from_millis(10);
+const AGAIN_MAX: Duration = Duration::from_secs(1);
 
 /// How pages get into guest memory.
 pub(crate) enum Sink {
@@ -37,7 +51,7 @@ pub(crate) enum Claim {
     Theirs,
     /// Its pages are there.
     Loaded,
-    /// It is damaged; whoever waits for it goes on waiting.
+    /// It is damaged or cannot be read; whoever waits for it goes on waiting.
     Failed,
 }
 
@@ -54,6 +68,8 @@ pub(crate) struct Loader {
     changed: Condvar,
     on_event: Option<EventSink>,
     pace: Option<Pace>,
+    /// How long a read that the storage fails is repeated.
+    patience: Duration,
     total_bytes: u64,
     loaded_bytes: AtomicU64,
     pub(crate) faults_loaded: AtomicU64,
@@ -61,11 +77,20 @@ pub(crate) struct Loader {
     pub(crate) fault_micros_max: AtomicU64,
 }
 
+/// What a load may take, and who hears of it.
+pub(crate) struct How {
+    pub(crate) bytes_per_s: Option<u64>,
+    pub(crate) patience: Duration,
+    pub(crate) on_event: Option<EventSink>,
+}
+
 struct Status {
     /// Chunks with pages that are not loaded yet.
     remaining: u64,
     /// Faults that are being served; the fill stands back.
     urgent: usize,
+    /// Somebody makes the memory ordinary, which happens once.
+    completing: bool,
     complete: bool,
     failed: Option<Arc<LoadError>>,
 }
@@ -82,10 +107,10 @@ impl Loader {
         ram: Arc<GuestRam>,
         file: StateFile,
         sink: Sink,
-        bytes_per_s: Option<u64>,
-        on_event: Option<EventSink>,
+        how: How,
         is_there: impl Fn(u64) -> bool,
     ) -> io::Result<Self> {
+        let How { bytes_per_s, patience, on_event } = how;
         let count = file.layout().chunk_count();
         let (mut chunks, mut remaining) = (Vec::with_capacity(count as usize), 0);
         let (mut pages, mut loaded_pages) = (0, 0);
@@ -104,7 +129,13 @@ impl Loader {
         });
         Ok(Self {
             ended: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            status: Mutex::new(Status { remaining, urgent: 0, complete: false, failed: None }),
+            status: Mutex::new(Status {
+                remaining,
+                urgent: 0,
+                completing: false,
+                complete: false,
+                failed: None,
+            }),
             next: AtomicU64::new(0),
             changed: Condvar::new(),
             total_bytes: pages * PAGE_SIZE,
@@ -118,6 +149,7 @@ impl Loader {
             chunks,
             on_event,
             pace,
+            patience,
         })
     }
 
@@ -187,16 +219,67 @@ impl Loader {
             Err(_) if count > 1 => {
                 (first..first + count).map(|chunk| self.load(chunk, 1, buffer)).sum()
             }
-            Err(failure) => {
-                self.set_state(first, FAILED);
-                self.fail(LoadError::Chunk(failure));
-                0
-            }
+            Err(failure) => match self.read_again(first, failure, buffer) {
+                Ok(()) => self.place(first, buffer.as_slice()),
+                Err(failure) => {
+                    let error = LoadError::Chunk(failure);
+                    self.set_state(first, if error.may_pass() { UNREAD } else { FAILED });
+                    self.fail(error);
+                    0
+                }
+            },
         }
+    }
+
+    /// Storage that fails a read may answer the next one. Damage is not asked about twice.
+    fn read_again(
+        &self,
+        chunk: u64,
+        mut failure: ChunkFailure,
+        buffer: &mut AlignedBuf,
+    ) -> Result<(), ChunkFailure> {
+        let deadline = Instant::now() + self.patience;
+        let mut pause = AGAIN_MIN;
+        while failure.may_pass() && Instant::now() < deadline && !self.has_failed_within(pause) {
+            match self.file.read_group(chunk, 1, buffer) {
+                Ok(()) => return Ok(()),
+                Err(again) => failure = again,
+            }
+            pause = (pause * 2).min(AGAIN_MAX);
+        }
+        Err(failure)
+    }
+
+    /// Waits, for as long as nobody gives the load up.
+    fn has_failed_within(&self, longest: Duration) -> bool {
+        let under_way = |status: &mut Status| status.failed.is_none();
+        let waited = self.changed.wait_timeout_while(self.status(), longest, under_way);
+        waited.unwrap_or_else(PoisonError::into_inner).0.failed.is_some()
+    }
+
+    /// Makes a load that failed for want of a read begin again; false if none has failed. `accepted`
+    /// runs before anything can fail anew.
+    pub(crate) fn begin_again(&self, accepted: impl FnOnce()) -> Result<bool, RestoreError> {
+        let mut status = self.status();
+        let Some(error) = status.failed.clone() else { return Ok(false) };
+        let damaged = self.chunks.iter().any(|chunk| chunk.load(Ordering::Acquire) == FAILED);
+        if damaged || !error.may_pass() || status.completing {
+            return Err(RestoreError::Load(error));
+        }
+        for chunk in &self.chunks {
+            let (from, to) = (UNREAD, UNTOUCHED);
+            let _other = chunk.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
+        }
+        self.next.store(0, Ordering::Relaxed);
+        self.ram.set_content(Content::Loading);
+        status.failed = None;
+        accepted();
+        Ok(true)
     }
 
     /// Hands the pages of a checked chunk to the guest.
     fn place(&self, chunk: u64, bytes: &[u8]) -> u64 {
+        let bytes = bytes.get(..CHUNK_SIZE as usize).unwrap_or(bytes);
         match self.place_pages(chunk, bytes) {
             Ok(placed) => {
                 self.loaded_bytes.fetch_add(placed, Ordering::Relaxed);
@@ -238,7 +321,7 @@ impl Loader {
         self.chunks[chunk as usize].store(state, Ordering::Release);
     }
 
-    /// Notes the first failure and reports it. The memory is not whole and never will be.
+    /// Notes the first failure and reports it. The memory is not whole, and will not be by itself.
     pub(crate) fn fail(&self, error: LoadError) {
         let event = LazyEvent::Failed { chunk: error.chunk(), error: error.to_string() };
         {
@@ -346,9 +429,13 @@ impl Loader {
     fn complete(&self) {
         let under_way = |status: &mut Status| status.remaining > 0 && status.failed.is_none();
         let waited = self.changed.wait_while(self.status(), under_way);
-        let failed = waited.unwrap_or_else(PoisonError::into_inner).failed.is_some();
-        if failed {
-            return;
+        {
+            let mut status = waited.unwrap_or_else(PoisonError::into_inner);
+            // After a load that began again there are two that wait for its end.
+            if status.failed.is_some() || status.completing {
+                return;
+            }
+            status.completing = true;
         }
         if let Err(source) = self.release() {
             // The memory is all there and faults on zero pages are still served; but a state of

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!   start ----> loading ----> complete    unregistered, memory like any other
-//!                  |
-//!                  +--------> failed      a chunk cannot be read, or its checksum is wrong
+//!                 ^  |
+//!           retry |  +------> failed      a chunk cannot be read in time, or its checksum is wrong
+//!                 \--------------/        (never, when it is damaged)
 //! ```
 //!
 //! - **Fault threads** answer whoever waits for a page: read its chunk (256 KiB), check it, and only
@@ -11,6 +12,10 @@
 //! - **Fill threads** load the rest in order, 1 MiB at a time, and stand back while a fault is served.
 //! - Faults of vCPUs in KVM, of device threads and of system calls on guest memory are all served
 //!   alike, because all go through the one mapping.
+//!
+//! **A read that the storage fails** is repeated, ever more slowly, until `read_patience` ends. After
+//! that the load has failed; [`LazyRestore::retry`] begins it again where nothing is damaged, and
+//! those who wait for a page get it then.
 //!
 //! **After a failure** the damaged chunk stays missing for ever: whoever touches it blocks. It never
 //! reads zeros or wrong data. All other chunks are still served when touched, so that the VMM can
@@ -33,7 +38,7 @@ use bellwether_statefile::{ChunkFailure, StateFile};
 
 use crate::ahead::Ahead;
 use crate::faults;
-use crate::loader::{self, Loader, Sink};
+use crate::loader::{self, How, Loader, Sink};
 use crate::ram::{GuestRam, RamError};
 use crate::userfault::Userfaultfd;
 
@@ -53,7 +58,8 @@ pub enum UserfaultSource {
     Never,
 }
 
-/// What a load reports, once. `Failed` means that the VM must stop and must not go on.
+/// What a load reports: `Complete` once, `Failed` once for each try. `Failed` means that the VM must
+/// stop, and must not go on before a retry is accepted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LazyEvent {
     Complete,
@@ -73,6 +79,8 @@ pub struct LazyOptions {
     /// The most that the fill threads read a second together; faults are not held back.
     pub fill_bytes_per_s_max: Option<u64>,
     pub userfaultfd: UserfaultSource,
+    /// How long a read that the storage fails is repeated before the load has failed.
+    pub read_patience: Duration,
     pub on_event: Option<EventSink>,
 }
 
@@ -83,6 +91,7 @@ impl Default for LazyOptions {
             fill_threads: 2,
             fill_bytes_per_s_max: None,
             userfaultfd: UserfaultSource::default(),
+            read_patience: Duration::from_secs(30),
             on_event: None,
         }
     }
@@ -134,6 +143,11 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// Whether the storage, and not the file, is at fault: then it may be read later.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Chunk(failure) if failure.may_pass())
+    }
+
     /// The chunk, if it is about one.
     pub fn chunk(&self) -> Option<u64> {
         match self {
@@ -163,6 +177,7 @@ pub enum RestoreError {
 pub struct LazyRestore {
     loader: Arc<Loader>,
     mode: RestoreMode,
+    fill_threads: usize,
 }
 
 impl LazyRestore {
@@ -204,9 +219,12 @@ impl LazyRestore {
             return Self::begin(ram, file, options, |chunk| compared.is_there(chunk));
         }
         compared.load_missing(&ram, &file)?;
-        let loader = Loader::new(ram, file, Sink::Mapping, None, options.on_event, |_| true)
+        let LazyOptions { fill_threads, read_patience: patience, on_event, .. } = options;
+        let how = How { bytes_per_s: None, patience, on_event };
+        let loader = Loader::new(ram, file, Sink::Mapping, how, |_| true)
             .map_err(|source| setup("making an eventfd", source))?;
-        let this = Self { loader: Arc::new(loader), mode: RestoreMode::Ahead };
+        let (loader, fill_threads) = (Arc::new(loader), fill_threads.max(1));
+        let this = Self { loader, mode: RestoreMode::Ahead, fill_threads };
         loader::fill_all(&this.loader, 1);
         this.wait_done()?;
         Ok(this)
@@ -223,18 +241,20 @@ impl LazyRestore {
             fill_threads,
             fill_bytes_per_s_max,
             userfaultfd,
+            read_patience: patience,
             on_event,
         } = options;
+        let how = How { bytes_per_s: fill_bytes_per_s_max, patience, on_event };
         let (sink, mode) = choose_sink(&ram, userfaultfd);
-        let loader = Loader::new(ram, file, sink, fill_bytes_per_s_max, on_event, is_there)
+        let loader = Loader::new(ram, file, sink, how, is_there)
             .map_err(|source| setup("making an eventfd", source))?;
         let loader = Arc::new(loader);
-        let this = Self { loader, mode };
+        let this = Self { loader, mode, fill_threads: fill_threads.max(1) };
         match &this.mode {
-            RestoreMode::OnDemand => this.spawn(fault_threads.max(1), fill_threads.max(1))?,
+            RestoreMode::OnDemand => this.spawn(fault_threads.max(1))?,
             RestoreMode::Eager { reason } => {
                 tracing::warn!(%reason, "guest memory is loaded before the start");
-                loader::fill_all(&this.loader, fill_threads.max(1));
+                loader::fill_all(&this.loader, this.fill_threads);
                 this.wait_done()?;
             }
             RestoreMode::Ahead => {}
@@ -261,13 +281,28 @@ impl LazyRestore {
         self.loader.wait_done(Some(longest))
     }
 
-    fn spawn(&self, fault_threads: usize, fill_threads: usize) -> Result<(), RestoreError> {
+    /// Begins a load again that failed because the storage did not give a chunk; false if it has
+    /// not failed. `accepted` runs before anything can fail anew. An error says that the memory is
+    /// lost: a chunk is damaged.
+    pub fn retry(&self, accepted: impl FnOnce()) -> Result<bool, RestoreError> {
+        let again = self.loader.begin_again(accepted)?;
+        if again {
+            self.spawn_fill()?;
+        }
+        Ok(again)
+    }
+
+    fn spawn(&self, fault_threads: usize) -> Result<(), RestoreError> {
         for index in 0..fault_threads {
             let loader = Arc::clone(&self.loader);
             spawn(format!("ram-fault-{index}"), move || faults::serve(&loader))?;
         }
-        let loader = Arc::clone(&self.loader);
-        spawn("ram-fill".to_owned(), move || loader::fill_all(&loader, fill_threads))
+        self.spawn_fill()
+    }
+
+    fn spawn_fill(&self) -> Result<(), RestoreError> {
+        let (loader, threads) = (Arc::clone(&self.loader), self.fill_threads);
+        spawn("ram-fill".to_owned(), move || loader::fill_all(&loader, threads))
     }
 }
 

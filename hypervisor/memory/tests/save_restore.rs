@@ -284,6 +284,81 @@ fn damage_is_reported_and_its_reader_waits_for_ever() {
     assert!(matches!(refused, Err(SaveError::LoadFailed)));
 }
 
+/// A file of dense memory that ends in the middle, as storage does that fails reads: the rest of
+/// it, to be put back.
+fn cut(directory: &Path) -> (SealedFile, Pages, Vec<MemoryRegion>, StateFile, Vec<u8>) {
+    let regions = vec![region(0, 32 * MIB)];
+    let ram = GuestRam::with_regions(&regions).unwrap();
+    let pages = populate(&ram, 11);
+    let (sealed, _) = save(directory, &ram, &SaveOptions::default());
+    let file = open(&sealed);
+    let whole = std::fs::read(&sealed.path).unwrap();
+    let short = OpenOptions::new().write(true).open(&sealed.path).unwrap();
+    short.set_len(sealed.len / 8).unwrap();
+    (sealed, pages, regions, file, whole)
+}
+
+fn mend(sealed: &SealedFile, whole: &[u8]) {
+    let file = OpenOptions::new().write(true).open(&sealed.path).unwrap();
+    file.write_all_at(whole, 0).unwrap();
+}
+
+#[test]
+fn a_read_that_fails_for_a_while_is_repeated() {
+    let directory = tempfile::tempdir().unwrap();
+    let (sealed, pages, regions, file, whole) = cut(directory.path());
+    let target = Arc::new(GuestRam::with_regions(&regions).unwrap());
+    let options = LazyOptions { read_patience: LONG, ..LazyOptions::default() };
+    let restore = LazyRestore::start(Arc::clone(&target), file, options).unwrap();
+    // It reads on what is there, and asks for the rest again and again.
+    assert!(restore.wait_done_for(Duration::from_millis(100)).is_none());
+    mend(&sealed, &whole);
+    restore.wait_done().unwrap();
+    assert_same(&target, &pages);
+}
+
+#[test]
+fn a_load_that_was_given_up_begins_again_when_it_is_asked_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let (sealed, pages, regions, file, whole) = cut(directory.path());
+    let target = Arc::new(GuestRam::with_regions(&regions).unwrap());
+    let (tell, told) = mpsc::channel();
+    let options = LazyOptions {
+        read_patience: Duration::from_millis(20),
+        on_event: Some(Box::new(move |event| tell.send(event).unwrap())),
+        ..LazyOptions::default()
+    };
+    let restore = LazyRestore::start(Arc::clone(&target), file, options).unwrap();
+    assert!(matches!(told.recv_timeout(LONG).unwrap(), LazyEvent::Failed { .. }));
+    // Somebody waits for a page that is not there: a retry serves him too.
+    let last = *pages.keys().last().unwrap();
+    let reader = {
+        let target = Arc::clone(&target);
+        thread::spawn(move || page_at(&target, last))
+    };
+    assert!(restore.retry(|| {}).unwrap(), "it may be tried, and fails again");
+    assert!(matches!(told.recv_timeout(LONG).unwrap(), LazyEvent::Failed { .. }));
+    mend(&sealed, &whole);
+    let mut accepted = false;
+    assert!(restore.retry(|| accepted = true).unwrap() && accepted);
+    assert_eq!(told.recv_timeout(LONG).unwrap(), LazyEvent::Complete);
+    restore.wait_done().unwrap();
+    assert_eq!(&reader.join().unwrap(), &pages[&last]);
+    assert_same(&target, &pages);
+    assert!(!restore.retry(|| panic!("there is nothing to retry")).unwrap());
+}
+
+#[test]
+fn damage_is_not_retried() {
+    let directory = tempfile::tempdir().unwrap();
+    let (sealed, _, regions) = damaged(directory.path());
+    let target = Arc::new(GuestRam::with_regions(&regions).unwrap());
+    let restore = LazyRestore::start(target, open(&sealed), LazyOptions::default()).unwrap();
+    restore.wait_done().unwrap_err();
+    let refused = restore.retry(|| panic!("accepted")).unwrap_err().to_string();
+    assert!(refused.contains("bad checksum"), "{refused}");
+}
+
 #[test]
 fn damage_makes_an_eager_restore_an_error() {
     let directory = tempfile::tempdir().unwrap();

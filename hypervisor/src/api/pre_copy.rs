@@ -9,13 +9,15 @@ use bellwether_proto::v1::{
     ChunkPiece, MemoryPiece, PreCopyProgress, PreCopyRequest, SegmentPiece, memory_piece,
 };
 use bellwether_statefile::{ChunkEntry, SegmentRef};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tonic::Status;
 
 use crate::precopy::{Limits, Options, Phase, Progress, Watched};
 
 /// Messages that wait for a slow reader.
 pub const QUEUE: usize = 4;
+/// The least time between two messages of one phase.
+const PACE: Duration = Duration::from_millis(20);
 /// Pieces in one message: about 100 KiB.
 const PIECES_MAX: usize = 1024;
 
@@ -109,10 +111,19 @@ pub async fn send_progress(
             return;
         }
         tokio::select! {
-            changed = changes.changed() => if changed.is_err() { return },
+            is_open = next_news(&mut changes, &progress) => if !is_open { return },
             () = to.closed() => return,
         }
     }
+}
+
+/// Waits until there is more to tell, and at least [`PACE`], so that pieces come together: a peer
+/// refuses a flood of small messages. A new phase is told at once. False if no more will come.
+async fn next_news(changes: &mut watch::Receiver<Progress>, told: &Progress) -> bool {
+    let is_other_phase = |now: &Progress| now.phase != told.phase;
+    // Either outcome ends the pause.
+    drop(tokio::time::timeout(PACE, changes.wait_for(is_other_phase)).await);
+    changes.wait_for(|now| now != told).await.is_ok()
 }
 
 /// Checks what a destination is told.

@@ -9,6 +9,7 @@ use bellwether_proto::v1::vmm_client::VmmClient;
 use bellwether_proto::v1::{PreCopyProgress, PreCopyRequest, SaveReply, SaveRequest, StopRequest};
 use bellwether_statefile::{Header, StateFile};
 use bellwether_types::{Epoch, StateFileRef};
+use tokio::task::JoinHandle;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
@@ -108,6 +109,10 @@ async fn load_along(
     let (mut is_created, mut saving, mut ready_since) = (false, None, None);
     while let Some(progress) = stream.message().await.map_err(client::explain)? {
         client::show_progress(&progress)?;
+        // The guest stands: what is not here yet is read from the sealed file, not piece by piece.
+        if saving.as_ref().is_some_and(JoinHandle::is_finished) {
+            break;
+        }
         if progress.phase == "ended" && saving.is_none() {
             bail!("{}", progress.reason);
         }

@@ -54,10 +54,14 @@ pub enum VmmError {
         "the VM is sealed as generation {sealed}, into {path}; generation {asked} was asked for"
     )]
     OtherGeneration { sealed: u64, asked: u64, path: PathBuf },
-    #[error("save: another runner may own the VM by now: its lease page shows a higher epoch")]
+    #[error(
+        "save: another runner may own the VM by now: its lease page shows a higher epoch, or its claim cannot be written"
+    )]
     Superseded,
     #[error("save: its memory is still incomplete: {0}")]
     MemoryIncomplete(String),
+    #[error("its memory is lost: {0}. Stop the VM, and start it from its disks")]
+    MemoryLost(String),
     #[error(transparent)]
     Machine(#[from] MachineError),
     #[error(transparent)]
@@ -85,6 +89,7 @@ impl VmmError {
             Self::OtherGeneration { .. } => Kind::Precondition,
             Self::NoLeasePage | Self::NoEpoch => Kind::Invalid,
             Self::EpochNotHigher { .. } | Self::Superseded => Kind::Aborted,
+            Self::MemoryLost(_) => Kind::DataLoss,
             Self::Machine(error) => machine_kind(error),
             Self::Lock(error) => lock_kind(error),
             Self::Lease(LeaseError::Io { source, .. }) => io_kind(source),

@@ -176,9 +176,23 @@ impl Driver {
 
     fn resume(&mut self) -> Result<(), VmmError> {
         self.next(Verb::Resume)?;
+        self.retry_memory()?;
         let machine = self.machine()?;
         machine.wake_devices();
         machine.gate.release(Hold::Administrator);
+        Ok(())
+    }
+
+    /// Memory that could not be read is asked for again; what is damaged stays so.
+    fn retry_memory(&self) -> Result<(), VmmError> {
+        let gate = &self.machine()?.gate;
+        let memory = self.board.view().memory.clone();
+        let Some(memory) = memory.filter(|_| gate.is_held(Hold::IoError)) else { return Ok(()) };
+        let accepted = || {
+            let _was_held = gate.release(Hold::IoError);
+        };
+        memory.retry(accepted).map_err(|error| VmmError::MemoryLost(error.to_string()))?;
+        tracing::info!("restored memory is asked for again");
         Ok(())
     }
 

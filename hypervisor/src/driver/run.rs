@@ -16,7 +16,7 @@ use crate::devices::block::Caching;
 use crate::gate::{Gate, Hold};
 use crate::lease::{Arbiter, LeaseGuard};
 use crate::lifecycle::{Phase, Verb};
-use crate::locks::{Claimant, Locks, fresh_nonce};
+use crate::locks::{Claimant, Host, Locks, fresh_nonce};
 use crate::machine::Machine;
 use crate::vcpus::EndSink;
 
@@ -76,8 +76,8 @@ impl Driver {
             Some(locks) => locks.raise(epoch)?,
             None => {
                 let claimant = self.claimant.as_ref().ok_or(VmmError::NoMachine)?;
-                let disks = &self.machine()?.disks;
-                self.locks = Some(Locks::acquire(claimant, epoch, disks, wait, &self.cancel)?);
+                let host = Host { cancel: &self.cancel, board: &self.board };
+                self.locks = Some(Locks::acquire(claimant, epoch, self.machine()?, wait, host)?);
             }
         }
         if let Some(lease) = &self.lease {

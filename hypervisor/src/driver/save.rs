@@ -27,7 +27,7 @@ impl Driver {
             return self.sealed_as(generation);
         }
         let machine = Arc::clone(self.machine()?);
-        if machine.gate.is_held(Hold::Superseded) {
+        if machine.gate.is_held(Hold::Superseded) || machine.gate.is_held(Hold::Claim) {
             return Err(VmmError::Superseded);
         }
         self.wait_memory_whole()?;

@@ -58,7 +58,7 @@ impl DirectFile {
         let direct = OpenOptions::new()
             .read(!write)
             .write(write)
-            .custom_flags(OFlags::DIRECT.bits() as i32)
+            .custom_flags((OFlags::DIRECT | OFlags::NOFOLLOW).bits() as i32)
             .open(path)
             .ok()
             .filter(|direct| same_file(direct, &buffered));

@@ -1,10 +1,12 @@
 //! Opening a state file and reading it, with every byte checked before it is given out.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use bellwether_types::{Epoch, VmId};
+use rustix::fs::OFlags;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::chunk::{self, CHUNK_PAGES, CHUNK_SIZE, ChunkEntry, PAGE_SIZE};
@@ -44,6 +46,13 @@ pub struct ChunkFailure {
     pub chunk: u64,
     #[source]
     pub error: StateFileError,
+}
+
+impl ChunkFailure {
+    /// Whether the storage, and not the file, is at fault: then it may be read later.
+    pub fn may_pass(&self) -> bool {
+        self.error.problem().is_none()
+    }
 }
 
 /// A sealed state file, open for reading, with its header, tables and sections checked.
@@ -248,8 +257,15 @@ pub(crate) fn read_fixed(
 }
 
 pub(crate) fn open(path: &Path) -> Result<DirectFile, StateFileError> {
-    let file = File::open(path).map_err(io_error("opening", path))?;
-    Ok(DirectFile::new(path, file, false))
+    // A name that leads elsewhere, or a device or a pipe under it, is not what was sealed here.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = file.map_err(io_error("opening", path))?;
+    let metadata = file.metadata().map_err(io_error("examination", path))?;
+    match metadata.is_file() {
+        true => Ok(DirectFile::new(path, file, false)),
+        false => Err(invalid(path)(FormatError::NotAStateFile)),
+    }
 }
 
 /// Reads and decodes the header slots; also gives the length of the file.

@@ -125,6 +125,21 @@ fn a_grown_file_and_a_foreign_file_are_refused() {
     assert_eq!(problem(&foreign, &expect(&sealed)), FormatError::NotAStateFile);
 }
 
+/// Whoever may write to the storage must not lead a VMM to another file, or make it wait.
+#[test]
+fn only_a_regular_file_under_its_own_name_is_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    let (sealed, _) = sample(directory.path());
+    let (link, pipe) = (directory.path().join("link"), directory.path().join("pipe"));
+    std::os::unix::fs::symlink(&sealed.path, &link).unwrap();
+    let error = StateFile::open(&link, &expect(&sealed)).unwrap_err();
+    assert!(matches!(error, StateFileError::Io { .. }), "{error}");
+    let mode = rustix::fs::Mode::RUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    assert_eq!(problem(&pipe, &expect(&sealed)), FormatError::NotAStateFile);
+    assert!(StateFile::inspect(directory.path()).is_err());
+}
+
 #[test]
 fn bad_requests_of_a_writer_are_refused() {
     let directory = tempfile::tempdir().unwrap();

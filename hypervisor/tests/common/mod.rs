@@ -99,9 +99,22 @@ pub struct Vmm {
 impl Vmm {
     /// Starts an empty VMM with its socket in a directory of its own below `directory`.
     pub async fn spawn(directory: &Path) -> Self {
+        Self::spawn_as(Command::new(env!("CARGO_BIN_EXE_bellwether-vmm")), directory).await
+    }
+
+    /// The same with a limit on the size of files ready to be set: beyond it a write fails, and the
+    /// signal that would end the process is ignored.
+    pub async fn spawn_limitable(directory: &Path) -> Self {
+        let mut shell = Command::new("sh");
+        let program = env!("CARGO_BIN_EXE_bellwether-vmm");
+        shell.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", program]);
+        Self::spawn_as(shell, directory).await
+    }
+
+    async fn spawn_as(mut program: Command, directory: &Path) -> Self {
         let directory = directory.join(format!("vmm-{}", Uuid::new_v4()));
         let socket = directory.join("api.sock");
-        let child = Command::new(env!("CARGO_BIN_EXE_bellwether-vmm"))
+        let child = program
             .args(["--log", "info", "serve", "--api-socket"])
             .arg(&socket)
             .stdin(Stdio::null())

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bellwether_agent_core::{Action, Answer, Outcome, VmmState};
 use bellwether_proto::v1;
 use bellwether_proto::v1::vmm_client::VmmClient;
-use bellwether_types::{Arbiter, Epoch, StateFileRef};
+use bellwether_types::{Arbiter, ClusterId, Epoch, StateFileRef};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -230,7 +230,7 @@ impl Owner {
     }
 
     async fn save(&mut self, command: &Command, storage: &Path) -> Result<Reply, Failure> {
-        ensure_storage(storage).await?;
+        ensure_storage(storage, self.node.cluster).await?;
         let mut client = self.client()?;
         let request = v1::SaveRequest {
             directory: storage::state_dir(storage).display().to_string(),
@@ -320,10 +320,10 @@ async fn within<T: Send + 'static>(
     }
 }
 
-/// The storage is there, and so are the agent's directories in it.
-pub(super) async fn ensure_storage(storage: &Path) -> Result<(), Failure> {
+/// The storage is there, it is the cluster's, and the directories are in it.
+pub(super) async fn ensure_storage(storage: &Path, cluster: ClusterId) -> Result<(), Failure> {
     let root = storage.to_owned();
-    ensured(STORAGE_MAX, storage, move || storage::require_dirs(&root)).await
+    ensured(STORAGE_MAX, storage, move || storage::require_dirs(&root, cluster)).await
 }
 
 /// Nothing has been asked of a VMM yet, so even silence of the storage leaves nothing open.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bellwether_agent_core::Phase;
-use bellwether_claim::{Claim, ClaimError, ClaimRecord, claim_path};
+use bellwether_claim::{Claim, ClaimRecord, claim_path};
 use bellwether_types::Epoch;
 
 use super::execute::on_storage;
@@ -53,7 +53,8 @@ impl Owner {
     }
 }
 
-/// Removes a claim file that nobody holds; false when there is none or somebody does.
+/// Removes a claim file; false when there is none. One that somebody holds is an error: whoever
+/// runs the VM would go on, and nobody would know.
 fn remove_claim(path: &Path, ours: ClaimRecord) -> Result<bool, StorageError> {
     if !path.exists() {
         return Ok(false);
@@ -62,9 +63,5 @@ fn remove_claim(path: &Path, ours: ClaimRecord) -> Result<bool, StorageError> {
     let stored = Claim::peek(path).ok().and_then(|view| view.record).map(|record| record.epoch);
     let epoch = ours.epoch.max(stored.map_or(Epoch(0), Epoch::next));
     let removed = Claim::acquire(path, ClaimRecord { epoch, ..ours }).and_then(Claim::remove);
-    match removed {
-        Ok(()) => Ok(true),
-        Err(ClaimError::Held { .. }) => Ok(false),
-        Err(error) => Err(StorageError::Claim(error)),
-    }
+    removed.map(|()| true).map_err(StorageError::Claim)
 }

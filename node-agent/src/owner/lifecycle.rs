@@ -29,7 +29,7 @@ impl Owner {
         };
         let begun = Instant::now();
         self.demolish().await?;
-        ensure_storage(storage).await?;
+        ensure_storage(storage, self.node.cluster).await?;
         let epoch = command.stamped.epoch;
         let arbiter = self.machine.current().map_or(Arbiter::Storage, |current| current.arbiter);
         let request = v1::CreateRequest {

@@ -20,6 +20,7 @@ fn node(dir: &std::path::Path) -> Arc<Node> {
     Arc::new(Node {
         id: NodeId(7),
         name: "n7".into(),
+        cluster,
         boot_id,
         terms: Terms::open(Arc::clone(&runtime), cluster).unwrap(),
         runtime,

@@ -143,6 +143,7 @@ impl Lab {
         for dir in ["claims", "state"] {
             std::fs::create_dir_all(storage.join(dir)).unwrap();
         }
+        std::fs::write(storage.join("cluster.id"), format!("{}\n", ca.cluster())).unwrap();
         let (sender, heard) = watch::channel(Heard::default());
         let controller = Controller {
             heard: sender,

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use bellwether_types::ClusterId;
+
 /// Why a host did not become a member, or why its files cannot be used.
 ///
 /// [`MemberError::remedy`] gives the next step where there is one.
@@ -22,6 +24,12 @@ pub enum MemberError {
     Refused(String),
     #[error("the storage {} {problem}", path.display())]
     Storage { path: PathBuf, problem: String },
+    #[error(
+        "the storage {} belongs to the cluster {owner} (its `{}` says so)",
+        path.display(),
+        mark.display()
+    )]
+    StorageTaken { path: PathBuf, owner: ClusterId, mark: PathBuf },
     #[error("the join token cannot be used: {reason}")]
     BadToken { reason: String },
     #[error("the controller at {endpoint} is not of the cluster that made this token ({detail})")]
@@ -71,6 +79,10 @@ impl MemberError {
             Self::BadConfig { .. } => "correct the file, or restore it from a backup",
             Self::Storage { .. } => {
                 "mount the shared storage first, at the same absolute path on every host"
+            }
+            Self::StorageTaken { .. } => {
+                "give a directory of its own to each cluster. If that one is gone for good, and no \
+                 VM of it runs anywhere, remove the file"
             }
             Self::BadToken { .. } => "copy the whole token from `bell cluster join-token`",
             Self::WrongCluster { .. } => {

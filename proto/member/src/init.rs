@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::config::check_place;
 use crate::files::{StagedDir, check_data_dir_free};
+use crate::storage::{Mark, check_unowned};
 use crate::{KnownController, MemberConfig, MemberError, MemberRole, Ports, check_name};
 
 /// How long certificates last. Nothing renews them by itself in this release, so that a short time
@@ -69,6 +70,7 @@ pub fn init_cluster(options: InitOptions) -> Result<InitReport, MemberError> {
     check_name(&options.admin_name).map_err(MemberError::Refused)?;
     check_storage(&options.storage)?;
     check_data_dir_free(&data_dir)?;
+    check_unowned(&options.storage)?;
     make_storage_dirs(&options.storage)?;
 
     let cluster_id = ClusterId::from_uuid(Uuid::now_v7());
@@ -85,10 +87,12 @@ pub fn init_cluster(options: InitOptions) -> Result<InitReport, MemberError> {
     save_identity(admin.path(), &ca, Role::Admin, 0, &options.admin_name)?;
     // The cluster exists from the moment its data directory does, so that comes last. An identity
     // that a crash leaves behind between the two belongs to no cluster and meets no other.
+    let mark = Mark::set(&options.storage, cluster_id)?;
     admin.publish()?;
     member.publish().inspect_err(|_| {
         let _ = std::fs::remove_dir_all(&admin_dir);
     })?;
+    mark.keep();
 
     Ok(InitReport {
         cluster_id,

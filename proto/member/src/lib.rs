@@ -21,6 +21,7 @@ mod error;
 mod files;
 mod init;
 mod join;
+mod storage;
 mod wire;
 
 pub use bellwether_types::{MemberRole, Ports};
@@ -30,3 +31,4 @@ pub use error::MemberError;
 pub use files::{create_private_dir, write_atomic};
 pub use init::{AdminFiles, CERTIFICATE_DAYS, InitOptions, InitReport, init_cluster};
 pub use join::{JoinOptions, join};
+pub use storage::{STORAGE_MARK, storage_owner};

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use bellwether_member::{
     InitOptions, MemberConfig, MemberError, MemberRole, Ports, init_cluster, open_member,
+    storage_owner,
 };
 use bellwether_pki::{IdentityFiles, Role};
 
@@ -90,6 +91,24 @@ fn an_empty_data_directory_is_taken_and_a_used_one_is_not() {
     std::fs::write(other.data_dir.join("something"), "").unwrap();
     let full = init_cluster(other).unwrap_err();
     assert!(matches!(full, MemberError::DataDirNotEmpty { .. }), "{full}");
+}
+
+#[test]
+fn a_storage_belongs_to_one_cluster() {
+    let base = base();
+    let storage = base.path().join("storage");
+    // An administrator's place that cannot be made ends it late, and frees the storage again.
+    let late = InitOptions { context_dir: "/dev/null/context".into(), ..options(base.path()) };
+    init_cluster(late).unwrap_err();
+    assert_eq!(storage_owner(&storage).unwrap(), None);
+    let first = init_cluster(options(base.path())).unwrap();
+    assert_eq!(storage_owner(&storage).unwrap(), Some(first.cluster_id));
+    let second = InitOptions { data_dir: base.path().join("second"), ..options(base.path()) };
+    let refused = init_cluster(second).unwrap_err();
+    assert!(matches!(&refused, MemberError::StorageTaken { .. }), "{refused}");
+    assert!(refused.to_string().contains(&first.cluster_id.to_string()), "{refused}");
+    assert_eq!(storage_owner(&storage).unwrap(), Some(first.cluster_id), "nothing was touched");
+    assert!(!base.path().join("second").exists());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 /// Overrides where the programs are looked for.
 pub const BIN_DIR_ENV: &str = "BELLWETHER_BIN_DIR";
 /// Overrides where the test guest is.
-pub const GUEST_ENV: &str = "BELLWETHER_GUEST";
+pub const GUEST_ENV: &str = "BELLWETHER_TEST_GUEST";
 
 /// The programs of one build.
 #[derive(Clone, Debug)]

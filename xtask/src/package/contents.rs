@@ -131,12 +131,8 @@ const CLI: Package = Package {
     directories: &[],
 };
 
-/// The crates whose programs are in the packages.
-pub const CRATES: [&str; 4] =
-    ["bell", "bellwether-controller", "bellwether-agent", "bellwether-vmm"];
-
 impl Package {
-    /// The programs in it.
+    /// The programs in it. Each has the name of its crate.
     pub fn programs(&self) -> impl Iterator<Item = &'static str> {
         self.files.iter().filter_map(|(source, _)| match source {
             Source::Program(name) => Some(*name),

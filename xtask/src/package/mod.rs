@@ -21,7 +21,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::command::target_dir;
 use crate::command::{cargo, is_installed, options, output, root, run};
-use contents::{CRATES, PACKAGES, Package, Source};
+use contents::{PACKAGES, Package, Source};
 use deb::Tree;
 
 const HELP: &str = "\
@@ -89,7 +89,7 @@ fn report(packages: &[PathBuf], version: &str, json: bool) {
 
 fn build(debug: bool) -> Result<()> {
     let mut words = vec!["build", "--bins", "--locked"];
-    words.extend(CRATES.iter().flat_map(|name| ["-p", name]));
+    words.extend(PACKAGES.iter().flat_map(Package::programs).flat_map(|name| ["-p", name]));
     if !debug {
         words.push("--release");
     }

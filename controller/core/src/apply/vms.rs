@@ -138,6 +138,13 @@ impl State {
         if request.kind == TaskKind::Delete && vm.place.runner().is_some() {
             return Err(busy(&name, id, self.tasks.get(&id)));
         }
+        if let (Place::Revoked(old), TaskKind::Delete) = (&vm.place, request.kind) {
+            return Err(Rejection::conflict(format!(
+                "VM {name}: its old runner, on node {}, is not proven gone yet. Stop it first with \
+                 `bell vm stop {name}`; delete it when it is stopped",
+                old.node
+            )));
+        }
         vm.desired = Desired::Stopped;
         if matches!(vm.place, Place::Revoked(_)) {
             // The old runner still has to be proven gone: that goes on, and nothing starts after it.

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::command::{Change, Command, Registration};
 use crate::leading::Patience;
 use crate::observe::{NodeReport, VmReport};
-use crate::saga::{Action, next_action};
+use crate::saga::{Action, next_action, timed_out};
 use crate::state::Member;
 use crate::task::{Measures, Retry, TaskRequest};
 use crate::{Attempt, Observed, Outcome, Place, State, StepEvent, TaskKind, Timing, reconcile};
@@ -83,6 +83,7 @@ pub struct Model {
     /// The last epoch whose guest ran: what the disks belong to.
     ran: BTreeMap<VmId, Epoch>,
     patience: BTreeMap<TaskId, Patience>,
+    waiting: BTreeMap<TaskId, Patience>,
     /// Seals that were ordered and are still on their way.
     late_seals: Vec<(VmId, NodeId, Epoch)>,
     pub now: u64,
@@ -107,6 +108,7 @@ impl Model {
             resumed: BTreeSet::new(),
             ran: BTreeMap::new(),
             patience: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             late_seals: Vec::new(),
             now: 1_000_000,
             next_uuid: 1,
@@ -256,7 +258,11 @@ impl Model {
         let (vm, step_no) = (task.vm, task.step_no);
         let action = next_action(&self.state, &self.observed, task, self.now);
         let event = match action {
-            Action::Wait { .. } => return false,
+            Action::Wait { .. } => {
+                let waited_ms = self.waiting.entry(id).or_default().waited_ms(step_no, self.now);
+                let Some(event) = timed_out(&self.state, task, waited_ms) else { return false };
+                Some(event)
+            }
             Action::Advance(event) => Some(event),
             action => self.order(vm, action, fate).or_else(|| self.lose_patience(id)),
         };

@@ -351,3 +351,58 @@ fn a_move_to_a_named_node_that_fails_late_still_ends_with_the_vm_running() {
     assert_eq!(model.running(vm).len(), 1, "{:?}", model.place(vm));
     assert_eq!(model.state.vms[&vm].desired, Desired::Running);
 }
+
+/// Carries a shutdown to where the guest is waited for.
+fn asked(model: &mut Model, vm: bellwether_types::VmId) -> bellwether_types::TaskId {
+    model.begin(vm, TaskKind::Shutdown);
+    let task = model.state.vms[&vm].task.unwrap();
+    let step_no = model.state.tasks[&task].step_no;
+    let event = crate::StepEvent::Asked { until: model.now + 60_000 };
+    model.apply(Change::Advance { task, step_no, event });
+    task
+}
+
+/// A VMM that its agent does not even name any more once kept the task waiting for ever.
+#[test]
+fn a_guest_that_is_gone_without_a_trace_has_shut_down() {
+    let (mut model, vm, node) = running();
+    let epoch = model.state.vms[&vm].epoch;
+    let task = asked(&mut model, vm);
+    model.settle(2);
+    assert_eq!(model.state.tasks[&task].step.name(), "await-guest");
+    model.kill_vmm(node, vm, epoch);
+    model.hosts.get_mut(&node).unwrap().vmms.clear();
+    model.settle(3);
+    assert_eq!(model.state.tasks[&task].outcome, Some(Ok(())));
+    assert_eq!(model.place(vm), &Place::Stopped);
+}
+
+#[test]
+fn a_leader_with_another_clock_gives_a_guest_its_time_anew() {
+    for clock in [0, 500_000, 5_000_000] {
+        let (mut model, vm, _) = running();
+        let task = asked(&mut model, vm);
+        // The next leader's clock is far behind, somewhat behind, or far ahead.
+        model.now = clock;
+        model.settle(120);
+        assert_eq!(model.state.tasks[&task].outcome, None, "half a minute has passed");
+        model.settle(130);
+        let outcome = model.state.tasks[&task].outcome.clone().unwrap();
+        assert!(outcome.unwrap_err().contains("did not shut down in time"));
+        assert_eq!(model.running(vm).len(), 1);
+    }
+}
+
+#[test]
+fn a_delete_during_a_failover_says_what_is_in_the_way() {
+    let (mut model, vm, node) = running();
+    model.hosts.get_mut(&node).unwrap().connected = false;
+    for other in model.hosts.keys().copied().filter(|other| *other != node).collect::<Vec<_>>() {
+        model.apply(Change::Cordon { node: other, cordoned: true });
+    }
+    model.settle(8);
+    let Outcome::Rejected(rejection) = model.begin(vm, TaskKind::Delete) else { panic!() };
+    assert_eq!(rejection.kind, RejectionKind::Conflict);
+    assert!(rejection.text.contains("not proven") && rejection.text.contains("vm stop"));
+    assert_eq!(model.state.vms[&vm].desired, Desired::Running, "nothing has changed");
+}

@@ -8,6 +8,7 @@ mod replica;
 use std::io;
 use std::sync::Arc;
 
+use bellwether_core::state::STATE_FORMAT;
 use bellwether_core::{Command, Outcome, State};
 use futures::{Stream, TryStreamExt};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -138,8 +139,9 @@ fn answer(responder: Option<ApplyResponder<TypeConfig>>, outcome: Option<Outcome
 
 /// Decodes a state away from the tasks that must not wait.
 async fn decode(image: Vec<u8>) -> Result<(State, Vec<u8>), StoreError> {
-    let decoded =
-        tokio::task::spawn_blocking(move || codec::decode_snapshot(&image).map(|s| (s, image)));
+    let decoded = tokio::task::spawn_blocking(move || {
+        codec::decode_state(&image, STATE_FORMAT).map(|s| (s, image))
+    });
     decoded
         .await
         .map_err(|_| StoreError::Closed)?

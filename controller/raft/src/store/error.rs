@@ -17,10 +17,25 @@ pub enum StoreError {
     #[error("open raft database {path}: {source}", path = path.display())]
     Open { path: PathBuf, source: Box<redb::Error> },
     #[error(
+        "open raft database {path}: the disk has damaged it ({found}); do not start this \
+         controller on an older copy: what it promised since would be broken",
+        path = path.display()
+    )]
+    Damaged { path: PathBuf, found: String },
+    #[error(
         "open raft database: its format is version {found}, and this program reads version \
          {supported} at most; start the newer program"
     )]
     NewerFormat { found: u32, supported: u32 },
+    /// Whoever forgets his vote could give it twice in one term.
+    #[error(
+        "open raft database {path}: it is gone or empty, but this controller has taken part in \
+         its cluster before ({marker} says so). Put the data directory back as it was last. If it \
+         is lost, never start this identity again: move {dir} away and join a controller under \
+         another name with a new token (`bell cluster join-token --role controller`)",
+        path = path.display(), marker = marker.display(), dir = dir.display()
+    )]
+    Lost { path: PathBuf, marker: PathBuf, dir: PathBuf },
     #[error("open raft database: it belongs to controller {found}, not to controller {expected}")]
     WrongNode { found: u64, expected: u64 },
     #[error("read {subject} from the raft database: {source}")]

@@ -21,13 +21,14 @@ mod tables;
 mod tests;
 mod writer;
 
-use std::fs::{DirBuilder, File};
+use std::fs::{self, DirBuilder, File};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 
-use redb::{Database, DatabaseError, ReadableDatabase};
+use redb::{Builder, Database, DatabaseError, ReadableDatabase, StorageError};
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::error::StoreError;
@@ -38,6 +39,10 @@ use crate::types::{LogId, Vote};
 
 /// The name of the database file in the data directory.
 pub const DATABASE_FILE: &str = "raft.redb";
+
+/// The name of a file that lies beside the database from its first use on. A controller whose
+/// database is gone does not vote any more, because it has forgotten its vote.
+pub const MARKER_FILE: &str = "raft.began";
 
 /// Called when a commit has failed. The disk's contents are unknown from then on.
 pub type FatalHook = Arc<dyn Fn(&StoreError) + Send + Sync>;
@@ -103,12 +108,32 @@ impl Store {
     pub fn open(data_dir: &Path, options: StoreOptions) -> Result<Self, StoreError> {
         let path = data_dir.join(DATABASE_FILE);
         make_directory(data_dir)?;
-        let db = Database::builder()
-            .set_cache_size(options.cache_bytes)
-            .create(&path)
-            .map_err(|error| open_error(path, error))?;
-        // The file's name must survive a power failure as its contents do.
-        sync_directory(data_dir)?;
+        let marker = Marker::beside(&path);
+        if !path.exists() {
+            marker.require_absent(&path)?;
+            make_database(data_dir, &path, &options)?;
+        }
+        let db = builder(&options).open(&path).map_err(|error| open_error(path.clone(), error))?;
+        if read(&db, tables::read_format)?.is_none() {
+            marker.require_absent(&path)?;
+        }
+        let store = Self::from_database(db, options)?;
+        // Before anything can be promised to anybody, and after the database is whole.
+        marker.set()?;
+        Ok(store)
+    }
+        let db = builder(&options).open(&path).map_err(|error| open_error(path, error))?;
+        Self::from_database(db, options)
+    }
+
+    /// Opens a database on any storage: tests bring one that fails.
+    #[cfg(test)]
+    fn open_backend(
+        backend: impl redb::StorageBackend,
+        options: StoreOptions,
+    ) -> Result<Self, StoreError> {
+        let db = builder(&options).create_with_backend(backend);
+        let db = db.map_err(|error| open_error(DATABASE_FILE.into(), error))?;
         Self::from_database(db, options)
     }
 
@@ -176,6 +201,73 @@ impl Store {
     }
 }
 
+/// The sign that a database has been made here.
+struct Marker(PathBuf);
+
+impl Marker {
+    fn beside(database: &Path) -> Self {
+        Self(database.with_file_name(MARKER_FILE))
+    }
+
+    fn require_database(&self, path: &Path) -> Result<(), StoreError> {
+        if path.exists() { Ok(()) } else { self.require_absent(path) }
+    }
+
+    /// For a database that is not there, or has never been written.
+    fn require_absent(&self, path: &Path) -> Result<(), StoreError> {
+        if !self.0.exists() {
+            return Ok(());
+        }
+        let dir = path.parent().unwrap_or(path).to_owned();
+        Err(StoreError::Lost { path: path.to_owned(), marker: self.0.clone(), dir })
+    }
+
+    fn set(&self) -> Result<(), StoreError> {
+        if self.0.exists() {
+            return Ok(());
+        }
+        let made = File::create(&self.0).and_then(|file| file.sync_all());
+        made.map_err(|source| StoreError::Io { operation: "make", path: self.0.clone(), source })?;
+        self.0.parent().map_or(Ok(()), sync_directory)
+    }
+
+/// Every page is compared with its checksum before anything is believed. redb by itself trusts a
+/// file that was closed well: one flipped bit in the name of a record hid the vote.
+fn builder(options: &StoreOptions) -> Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(options.cache_bytes).set_check_integrity_on_open(true);
+    builder
+}
+
+/// Makes a database under another name, and gives it its own when it is complete: a crash in
+/// between leaves nothing that the next start would have to refuse.
+fn make_database(data_dir: &Path, path: &Path, options: &StoreOptions) -> Result<(), StoreError> {
+    let scratch = path.with_extension("redb.new");
+    let io = |operation, path: &Path| {
+        let path = path.to_owned();
+        move |source| StoreError::Io { operation, path, source }
+    };
+    match fs::remove_file(&scratch) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(io("remove the unfinished database", &scratch)(error));
+        }
+        _ => {}
+    }
+    let db = builder(options).create(&scratch).map_err(|e| open_error(scratch.clone(), e))?;
+    prepare(&db, options.node_id)?;
+    db.close().map_err(|error| open_error(scratch.clone(), error))?;
+    // A link, unlike a rename, never replaces what another process was faster to make.
+    match fs::hard_link(&scratch, path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(io("name the new database", path)(error));
+        }
+        _ => {}
+    }
+    fs::remove_file(&scratch).map_err(io("remove the second name", &scratch))?;
+    // The file's name must survive a power failure as its contents do.
+    sync_directory(data_dir)
+}
+
 /// Makes the directory if it is not there. What the cluster agrees upon is nobody else's business.
 fn make_directory(path: &Path) -> Result<(), StoreError> {
     if path.is_dir() {
@@ -209,6 +301,9 @@ fn read<T>(
 fn open_error(path: PathBuf, error: DatabaseError) -> StoreError {
     match error {
         DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path },
+        DatabaseError::Storage(StorageError::Corrupted(found)) => {
+            StoreError::Damaged { path, found }
+        }
         error => StoreError::Open { path, source: Box::new(error.into()) },
     }
 }

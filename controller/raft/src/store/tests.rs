@@ -1,6 +1,8 @@
 //! The database on its own: openraft's suite, restarts, crashes, failures, corruption.
 
+mod device;
 mod disk;
+mod faults;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,6 +50,39 @@ fn refused(dir: &Path) -> String {
         Ok(_) => panic!("the database was opened"),
         Err(error) => error.to_string(),
     }
+}
+
+/// Such a controller once started empty under its old number, and could have voted twice.
+#[tokio::test]
+async fn a_controller_that_lost_its_database_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = dir.path().join(DATABASE_FILE);
+    let remove: fn(&Path) -> std::io::Result<()> = |path| std::fs::remove_file(path);
+    let empty: fn(&Path) -> std::io::Result<()> = |path| std::fs::write(path, "");
+    for lose in [remove, empty] {
+        let _ = std::fs::remove_file(dir.path().join(MARKER_FILE));
+        let _ = std::fs::remove_file(&database);
+        let mut store = open_store(dir.path());
+        store.save_vote(&Vote::new(3, 1)).await.unwrap();
+        store.close().await.unwrap();
+        drop(store);
+        lose(&database).unwrap();
+        for _ in 0..2 {
+            let said = refused(dir.path());
+            assert!(said.contains("gone or empty") && said.contains("join-token"), "{said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_start_that_was_cut_short_is_no_lost_database() {
+    let dir = tempfile::tempdir().unwrap();
+    // The file was made and nothing was written; and a database of a release without the marker.
+    std::fs::write(dir.path().join(DATABASE_FILE), "").unwrap();
+    open_store(dir.path()).close().await.unwrap();
+    std::fs::remove_file(dir.path().join(MARKER_FILE)).unwrap();
+    open_store(dir.path()).close().await.unwrap();
+    assert!(dir.path().join(MARKER_FILE).exists());
 }
 
 #[tokio::test]
@@ -162,6 +197,17 @@ async fn a_file_that_is_no_database_is_refused() {
     assert!(refused(dir.path()).starts_with("open raft database "));
     std::fs::write(&path, &bytes[..100]).unwrap();
     assert!(refused(dir.path()).starts_with("open raft database "));
+}
+
+#[tokio::test]
+async fn a_database_that_was_never_finished_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let unfinished = dir.path().join("raft.redb.new");
+    std::fs::write(&unfinished, [0; 4096]).unwrap();
+    let store = open_store(dir.path());
+    assert!(!unfinished.exists());
+    store.close().await.unwrap();
+    open_store(dir.path());
 }
 
 #[tokio::test]

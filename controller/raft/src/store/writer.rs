@@ -130,7 +130,7 @@ pub(crate) fn commit(
     let mut tx = db.begin_write().map_err(|e| StoreError::database("begin a raft write", e))?;
     tx.set_durability(Durability::Immediate)
         .map_err(|e| StoreError::database("make a raft write durable", e))?;
-    // Two phases and a saved allocator state: a controller is back at once after a crash.
+    // Two phases: after a crash the last commit is whole, and is never given up for the one before.
     tx.set_quick_repair(true);
     write(&mut Tables::open(&tx)?)?;
     tx.commit().map_err(|e| StoreError::database("commit to the raft database", e))

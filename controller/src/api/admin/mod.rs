@@ -191,6 +191,7 @@ impl Admin for AdminApi {
         &self,
         request: Request<v1::EventsRequest>,
     ) -> Answer<Self::ListEventsStream> {
+        self.confirm().await?;
         Ok(Response::new(self.events(request.into_inner())))
     }
 

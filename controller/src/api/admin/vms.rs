@@ -119,10 +119,19 @@ impl AdminApi {
     pub(super) async fn set_paused(&self, vm: &str, paused: bool) -> Result<v1::VmReply, Status> {
         let found = self.find_vm(vm)?;
         let change = Change::SetPaused { vm: found.id, paused };
-        commit(&self.controller, change).await?;
+        let committed = commit(&self.controller, change).await?;
         // Intent first: should this leader die now, asking again does the rest.
         match orders::set_paused(&self.controller, &found, paused).await {
             Ok(()) => self.vm_reply(&found, 0),
+            // It may have been done, so the intent stays; asking again does the rest.
+            Err(status) if orders::is_unknown(status.code()) => {
+                let word = if paused { "pause" } else { "resume" };
+                Err(Status::deadline_exceeded(format!(
+                    "{word} VM {vm}: the outcome is unknown, ask again: {}",
+                    status.message()
+                )))
+            }
+            Err(status) if committed == Outcome::Unchanged => Err(status),
             Err(status) => {
                 let undo = Change::SetPaused { vm: found.id, paused: !paused };
                 commit(&self.controller, undo).await?;

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bellwether_core::answer::Failure;
 use bellwether_core::command::Change;
 use bellwether_core::leading::Patience;
-use bellwether_core::saga::{Action, next_action};
+use bellwether_core::saga::{Action, next_action, timed_out};
 use bellwether_core::state::Runner;
 use bellwether_core::task::Measures;
 use bellwether_core::{Attempt, Step, StepEvent, Task};
@@ -27,20 +27,24 @@ pub struct Executor {
     leadership: Leadership,
     id: TaskId,
     patience: Patience,
+    waiting: Patience,
     seen: (u64, u64),
 }
 
 impl Executor {
     pub fn new(this: &This, leadership: Leadership, id: TaskId) -> Self {
-        let patience = Patience::default();
-        Self { this: Rc::clone(this), leadership, id, patience, seen: (0, 0) }
+        let (patience, waiting) = (Patience::default(), Patience::default());
+        Self { this: Rc::clone(this), leadership, id, patience, waiting, seen: (0, 0) }
     }
 
     /// Works until the task has ended.
     pub async fn run(mut self) {
         while let Some((task, action)) = self.next() {
             match action {
-                Action::Wait { .. } => self.wait().await,
+                Action::Wait { .. } => match self.waited_enough(&task) {
+                    Some(event) => self.advance(&task, event).await,
+                    None => self.wait().await,
+                },
                 Action::Advance(event) => self.advance(&task, event).await,
                 Action::Seal { source, load_at } => self.seal(&task, source, load_at).await,
                 action => self.carry_out(&task, action).await,
@@ -55,6 +59,11 @@ impl Executor {
         let observed = self.this.observed.borrow();
         let action = next_action(&state, &observed, task, self.this.now_ms());
         Some((task.clone(), action))
+    }
+
+    fn waited_enough(&mut self, task: &Task) -> Option<StepEvent> {
+        let waited_ms = self.waiting.waited_ms(task.step_no, self.this.now_ms());
+        timed_out(&self.this.state(), task, waited_ms)
     }
 
     async fn wait(&self) {

@@ -8,10 +8,10 @@ use redb::{Database, StorageBackend};
 
 /// A crash image is taken at every so many-th write.
 const CRASH_EVERY: u64 = 3;
-const SECTOR: usize = 512;
+pub const SECTOR: usize = 512;
 
 #[derive(Clone, Debug)]
-enum Change {
+pub enum Change {
     Length(u64),
     Write(u64, Vec<u8>),
 }
@@ -122,7 +122,7 @@ impl Disk {
 }
 
 /// SplitMix64.
-fn random(state: &mut u64) -> u64 {
+pub fn random(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -130,7 +130,7 @@ fn random(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-fn apply(bytes: &mut Vec<u8>, change: &Change) {
+pub fn apply(bytes: &mut Vec<u8>, change: &Change) {
     match change {
         Change::Length(length) => bytes.resize(*length as usize, 0),
         Change::Write(offset, data) => {
