@@ -122,9 +122,6 @@ impl Store {
         marker.set()?;
         Ok(store)
     }
-        let db = builder(&options).open(&path).map_err(|error| open_error(path, error))?;
-        Self::from_database(db, options)
-    }
 
     /// Opens a database on any storage: tests bring one that fails.
     #[cfg(test)]
@@ -209,10 +206,6 @@ impl Marker {
         Self(database.with_file_name(MARKER_FILE))
     }
 
-    fn require_database(&self, path: &Path) -> Result<(), StoreError> {
-        if path.exists() { Ok(()) } else { self.require_absent(path) }
-    }
-
     /// For a database that is not there, or has never been written.
     fn require_absent(&self, path: &Path) -> Result<(), StoreError> {
         if !self.0.exists() {
@@ -230,6 +223,7 @@ impl Marker {
         made.map_err(|source| StoreError::Io { operation: "make", path: self.0.clone(), source })?;
         self.0.parent().map_or(Ok(()), sync_directory)
     }
+}
 
 /// Every page is compared with its checksum before anything is believed. redb by itself trusts a
 /// file that was closed well: one flipped bit in the name of a record hid the vote.
