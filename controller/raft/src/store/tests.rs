@@ -1,6 +1,6 @@
 //! The database on its own: openraft's suite, restarts, crashes, failures, corruption.
 
-mod device;
+pub(crate) mod device;
 mod disk;
 mod faults;
 
