@@ -70,9 +70,7 @@ impl Request {
     /// The same as the network delivers it a second time.
     pub fn repeated(&self) -> Self {
         match self {
-            Self::Api(api) => {
-                Self::Api(Box::new(Api { operation: None, ..Api::clone(api) }))
-            }
+            Self::Api(api) => Self::Api(Box::new(Api { operation: None, ..Api::clone(api) })),
             other => other.clone(),
         }
     }

@@ -162,7 +162,8 @@ fn without_repetitions(lines: impl Iterator<Item = Line>) -> Vec<Line> {
     lines
         .filter(|line| {
             let vm = line.text.split(" goes to ").next().unwrap_or_default().to_owned();
-            line.source != "place" || told.insert(vm, line.text.clone()).as_ref() != Some(&line.text)
+            line.source != "place"
+                || told.insert(vm, line.text.clone()).as_ref() != Some(&line.text)
         })
         .collect()
 }
