@@ -45,7 +45,7 @@ impl Chance {
     }
 
     pub fn below(&mut self, n: u64) -> u64 {
-        crate::store::tests::random(&mut self.0) % n.max(1)
+        crate::store::tests::disk::random(&mut self.0) % n.max(1)
     }
 
     fn ms(&mut self, low: u64, high: u64) -> Duration {
