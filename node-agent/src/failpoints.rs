@@ -16,6 +16,7 @@ macro_rules! points {
                 Order::Seal => concat!("agent.seal.", $side),
                 Order::ClaimBack { .. } => concat!("agent.claim-back.", $side),
                 Order::Release => concat!("agent.release.", $side),
+                Order::HandOver => concat!("agent.hand-over.", $side),
                 Order::Pause => concat!("agent.pause.", $side),
                 Order::Resume => concat!("agent.resume.", $side),
                 Order::Shutdown => concat!("agent.shutdown.", $side),

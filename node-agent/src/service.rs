@@ -106,10 +106,12 @@ impl Agent for AgentService {
         let request = request.into_inner();
         let details = Details::TakeOver { wait: wait_of(request.wait_ms) };
         let reply = match self.order(request.order, Order::TakeOver, details).await? {
-            Reply::Answer(Answer::TakenOver) => {
-                v1::TakeOverReply { held: true, holder: String::new() }
-            }
-            Reply::NotHeld { holder } => v1::TakeOverReply { held: false, holder },
+            Reply::Answer(Answer::TakenOver { handover }) => v1::TakeOverReply {
+                held: true,
+                holder: String::new(),
+                handover: handover.map(v1::Handover::from),
+            },
+            Reply::NotHeld { holder } => v1::TakeOverReply { held: false, holder, handover: None },
             other => return Err(unexpected(&other)),
         };
         Ok(Response::new(reply))

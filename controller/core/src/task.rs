@@ -211,6 +211,11 @@ pub enum StepEvent {
         node: NodeId,
         why: String,
     },
+    /// Every lock of the VM is held by the attempt, and the claim says that the old runner has
+    /// sealed the VM in this file and let go.
+    HeldWithState {
+        file: StateFileRef,
+    },
 }
 
 /// Whether another node could do better.

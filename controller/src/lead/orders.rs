@@ -11,7 +11,9 @@ use bellwether_core::task::{Measures, Retry};
 use bellwether_core::{Attempt, Place, State, StepEvent, Task, Vm, state_file};
 use bellwether_proto::v1;
 use bellwether_proto::v1::agent_client::AgentClient;
-use bellwether_types::{BootId, Epoch, FenceProof, NodeId, StateFileRef, TaskId, VmId, VmSpec};
+use bellwether_types::{
+    BootId, Epoch, FenceProof, Handover, NodeId, StateFileRef, TaskId, VmId, VmSpec,
+};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
@@ -101,9 +103,16 @@ impl<'a> Orders<'a> {
             v1::TakeOverRequest { order: self.order(attempt.node, attempt.epoch)?, wait_ms };
         let mut agent = self.agent(attempt.node)?;
         let reply = agent.take_over(within(SHORT, request)).await.map_err(failure)?.into_inner();
-        Ok(match reply.held {
-            true => StepEvent::Held,
-            false => StepEvent::Busy { holder: reply.holder },
+        let handover = reply.handover.map(Handover::try_from).transpose();
+        let handover = handover.map_err(|error| refused(error.to_string()))?;
+        Ok(match (reply.held, handover) {
+            (true, None) => StepEvent::Held,
+            (true, Some(handover)) => {
+                let storage = PathBuf::from(self.storage());
+                let file = state_file::handed_over(&storage, self.task.vm, &handover);
+                StepEvent::HeldWithState { file }
+            }
+            (false, _) => StepEvent::Busy { holder: reply.holder },
         })
     }
 

@@ -280,8 +280,12 @@ impl Machine {
             });
         }
         if current.phase == Phase::Ended {
-            if let (Order::Seal, Some(sealed)) = (&stamped.order, &current.sealed) {
-                return Ok(Action::Answer(Answer::Sealed(sealed.clone())));
+            match (&stamped.order, &current.sealed) {
+                (Order::Seal, Some(sealed)) => {
+                    return Ok(Action::Answer(Answer::Sealed(sealed.clone())));
+                }
+                (Order::HandOver, Some(_)) => return Ok(Action::Answer(Answer::Done)),
+                _ => {}
             }
             let refusal = self.ended_refusal(order, current);
             let given_up = starts(&stamped.order) && self.give_up(stamped);
@@ -317,7 +321,9 @@ impl Machine {
             })
         };
         match (&stamped.order, current.phase) {
-            (Order::TakeOver, _) if current.locked => Ok(Action::Answer(Answer::TakenOver)),
+            (Order::TakeOver, _) if current.locked => {
+                Ok(Action::Answer(Answer::TakenOver { handover: current.handover }))
+            }
             (Order::TakeOver, Prepared | Loaded) => Ok(Action::Lock),
             (Order::TakeOver, _) => wrong("one that is prepared or loaded"),
             (Order::LoadState { hash }, _) if current.loaded == Some(*hash) => {
@@ -356,6 +362,8 @@ impl Machine {
                 Ok(Action::ClaimBack)
             }
             (Order::ClaimBack { .. }, _) => wrong("one that is sealed"),
+            (Order::HandOver, Sealed) => Ok(Action::HandOver),
+            (Order::HandOver, _) => wrong("one that is sealed"),
             (Order::Pause, Active) => Ok(Action::Pause),
             (Order::Resume, Active) => Ok(Action::Resume),
             (Order::Shutdown, Active) => Ok(Action::Shutdown),
@@ -464,7 +472,8 @@ impl Machine {
                 current.prepare_us = *prepare_us;
                 current.phase = Phase::Prepared;
             }
-            Answer::TakenOver => {
+            Answer::TakenOver { handover } => {
+                current.handover = *handover;
                 current.locked = true;
                 current.phase = current.idle_phase();
             }

@@ -1,6 +1,6 @@
 //! The orders of the controller as values, what the agent does about them, and how they end.
 
-use bellwether_types::{Arbiter, BootId, Epoch, StateFileRef, VmId};
+use bellwether_types::{Arbiter, BootId, Epoch, Handover, StateFileRef, VmId};
 
 use crate::refusal::Refusal;
 
@@ -30,6 +30,9 @@ pub enum Order {
     },
     /// Make sure that no VMM of this epoch or a lower one runs here, ever again.
     Release,
+    /// Record in the claim that the sealed guest is let go, and end its VMM. No controller orders
+    /// this: the node does, when it is cut off.
+    HandOver,
     Pause,
     Resume,
     Shutdown,
@@ -50,6 +53,7 @@ impl Order {
             Self::Seal => "seal",
             Self::ClaimBack { .. } => "claim-back",
             Self::Release => "release",
+            Self::HandOver => "hand-over",
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Shutdown => "shutdown",
@@ -122,7 +126,10 @@ pub enum Answer {
     Prepared {
         prepare_us: u64,
     },
-    TakenOver,
+    TakenOver {
+        /// What came with the claim.
+        handover: Option<Handover>,
+    },
     Loaded {
         load_us: u64,
     },
@@ -159,6 +166,7 @@ pub enum Action {
     /// The guest cannot run and has not run, for this reason: release its VMM, so that it never
     /// will.
     GiveUp(&'static str),
+    HandOver,
     Pause,
     Resume,
     Shutdown,

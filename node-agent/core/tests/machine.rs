@@ -92,6 +92,7 @@ impl World {
             memory_loaded_bytes: 0,
             memory_total_bytes: 0,
             sealed: (process.state == VmmState::Sealed).then(|| sealed(process.epoch)),
+            handover: None,
         })
     }
 
@@ -245,6 +246,12 @@ impl World {
                 self.processes.remove(&self.home);
                 return Outcome::Done(Answer::Released { reason: "stopped".into() });
             }
+            // The record is in the claim, and the process goes with its locks.
+            Action::HandOver if matches!(fate, Fate::Works) => {
+                self.processes.remove(&self.home);
+                self.machine.ended("handed over");
+                return Outcome::Done(Answer::Done);
+            }
             _ => {}
         }
         match fate {
@@ -274,7 +281,7 @@ impl World {
             Action::Lock => {
                 process.locked = true;
                 process.epoch = stamped.epoch;
-                Answer::TakenOver
+                Answer::TakenOver { handover: None }
             }
             Action::Load => {
                 let Order::LoadState { hash } = stamped.order else { unreachable!() };
@@ -338,6 +345,7 @@ fn orders() -> impl Strategy<Value = Order> {
         4 => Just(Order::Seal),
         4 => (0_u64..5).prop_map(|epoch| Order::ClaimBack { sealed_epoch: Epoch(epoch) }),
         2 => Just(Order::Release),
+        2 => Just(Order::HandOver),
         1 => Just(Order::Pause),
     ]
 }

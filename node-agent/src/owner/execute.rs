@@ -122,6 +122,7 @@ impl Owner {
             (Action::ClaimBack, Details::ClaimBack { file }) => {
                 self.claim_back(command, file.as_ref()).await
             }
+            (Action::HandOver, _) => self.hand_over(command).await,
             (Action::Pause, _) => self.pause(command).await,
             (Action::Resume, _) => self.resume(command).await,
             (Action::Shutdown, _) => self.shut_down(command).await,
@@ -243,6 +244,18 @@ impl Owner {
             Failure::unknown(Status::internal(format!("the VMM's answer to save: {error}")))
         })?;
         Ok(Reply::Answer(Answer::Sealed(sealed)))
+    }
+
+    /// Records it in the claim, and ends the VMM, whose locks go with it. What was sealed is still
+    /// told to whoever asks.
+    async fn hand_over(&mut self, command: &Command) -> Result<Reply, Failure> {
+        let mut client = self.client()?;
+        let recall = self.recall(&command.stamped);
+        let call = client.hand_over(v1::HandOverRequest {});
+        bounded("hand over", STORAGE_MAX, recall, call).await?;
+        let reason = self.end_process().await?;
+        self.machine.ended(&reason);
+        Ok(Reply::Answer(Answer::Done))
     }
 
     async fn pause(&mut self, command: &Command) -> Result<Reply, Failure> {

@@ -18,5 +18,5 @@ pub use rules::{
     ClusterPatch, ClusterSettings, Failback, RestartLimit, RuleError, Strength, VmPatch, VmRules,
 };
 pub use spec::{DiskFormat, DiskSpec, RestartPolicy, SpecError, VmSpec};
-pub use states::{Arbiter, FenceProof, NodePhase, StateFileRef, VmState};
+pub use states::{Arbiter, FenceProof, Handover, NodePhase, StateFileRef, VmState};
 pub use watchdog::{WatchdogTiming, WatchdogTimingError};

@@ -51,6 +51,7 @@ pub fn name(event: &StepEvent) -> &'static str {
         StepEvent::Reinstated => "reinstated",
         StepEvent::Prepared => "prepared",
         StepEvent::Held => "held",
+        StepEvent::HeldWithState { .. } => "held-with-state",
         StepEvent::Busy { .. } => "busy",
         StepEvent::Sealed { .. } => "sealed",
         StepEvent::Loaded { .. } => "loaded",

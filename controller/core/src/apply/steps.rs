@@ -220,24 +220,28 @@ impl State {
         event: StepEvent,
     ) -> Next {
         match event {
-            StepEvent::Held => {
-                let proof = FenceProof::Storage { holder: attempt.node, epoch: attempt.epoch };
-                task.say(at, format!("proof: {proof}"));
-                task.proof = Some(proof);
-                if comes_back(at, vm) {
-                    return self.assign(task, vm, attempt);
-                }
-                vm.place = Place::Stopped;
-                vm.desired = Desired::Stopped;
-                let error = "the VM is not to come back".into();
-                Next::Step(Step::Abandon { attempt, error, then: Then::Done })
-            }
+            StepEvent::Held => self.held(at, task, vm, attempt),
+            StepEvent::HeldWithState { file } => self.handed_over(at, task, vm, attempt, file),
             StepEvent::Busy { holder } => {
                 let error = format!("the old runner still holds the VM's locks ({holder})");
                 Next::Step(Step::Abandon { attempt, error, then: Then::Retry })
             }
             event => self.attempt_failed(at, task, vm, attempt, event),
         }
+    }
+
+    /// The attempt holds the locks, and the old runner left nothing but its disks.
+    pub(super) fn held(&mut self, at: u64, task: &mut Task, vm: &mut Vm, attempt: Attempt) -> Next {
+        let proof = FenceProof::Storage { holder: attempt.node, epoch: attempt.epoch };
+        task.say(at, format!("proof: {proof}"));
+        task.proof = Some(proof);
+        if comes_back(at, vm) {
+            return self.assign(task, vm, attempt);
+        }
+        vm.place = Place::Stopped;
+        vm.desired = Desired::Stopped;
+        let error = "the VM is not to come back".into();
+        Next::Step(Step::Abandon { attempt, error, then: Then::Done })
     }
 
     fn activated(

@@ -63,7 +63,7 @@ impl Owner {
         self.connection()?;
         let call = VmmCall::Lock { epoch: order.stamped.epoch, wait_ms };
         match self.call(call, LOCK_MAX + wait_ms * MS, self.recall(order)).await {
-            Ok(_) => Ok(OrderReply::Answer(Answer::TakenOver)),
+            Ok(_) => Ok(OrderReply::Answer(Answer::TakenOver { handover: None })),
             Err(VmmError::Refused(status))
                 if matches!(status.code, Code::FailedPrecondition | Code::Aborted) =>
             {

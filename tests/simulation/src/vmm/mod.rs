@@ -468,6 +468,7 @@ impl Vmm {
             memory_loaded_bytes: u64::from(state.memory_complete),
             memory_total_bytes: 1,
             sealed,
+            handover: None,
         }
     }
 }
