@@ -110,7 +110,13 @@ impl State {
             (Step::Choose, event) => self.choose(at, task, vm, event),
             (Step::Prepare(attempt), event) => self.prepared(at, task, vm, attempt, event),
             (Step::TakeOver(attempt), event) => self.taken_over(at, task, vm, attempt, event),
-            (Step::Seal(attempt), event) => sealed(at, task, vm, attempt, event),
+            (Step::PreCopy(attempt), StepEvent::PreCopied { measures }) => {
+                pre_copied(at, task, attempt, measures)
+            }
+            // A log of before this step goes from Prepared to what came of the seal.
+            (Step::Seal(attempt) | Step::PreCopy(attempt), event) => {
+                sealed(at, task, vm, attempt, event)
+            }
             (Step::Load(attempt), event) => self.loaded(at, task, vm, attempt, event),
             (Step::Activate { attempt, from, file }, event) => {
                 self.activated(at, task, vm, Activation { attempt, from, file }, event)
@@ -209,7 +215,7 @@ impl State {
     ) -> Next {
         match event {
             StepEvent::Prepared => match &vm.place {
-                Place::Runner(_) => Next::Step(Step::Seal(Some(attempt))),
+                Place::Runner(_) => Next::Step(saga::stop_for(vm, Some(attempt))),
                 Place::Sealed { .. } => Next::Step(Step::Load(attempt)),
                 Place::Revoked(_) if task.proof.is_none() => Next::Step(Step::TakeOver(attempt)),
                 Place::Revoked(_) | Place::Stopped => self.assign(task, vm, attempt),
@@ -468,6 +474,14 @@ fn sealed(at: u64, task: &mut Task, vm: &mut Vm, to: Option<Attempt>, event: Ste
         },
         _ => Next::Ignore,
     }
+}
+
+fn pre_copied(at: u64, task: &mut Task, to: Option<Attempt>, measures: Measures) -> Next {
+    if let Some(summary) = saga::pre_copy_summary(&measures) {
+        task.say(at, summary);
+    }
+    merge(task, measures);
+    Next::Step(Step::Seal(to))
 }
 
 /// Commits that the source may run its sealed VM again, under a higher epoch.
