@@ -52,6 +52,7 @@ pub fn name(event: &StepEvent) -> &'static str {
         StepEvent::Prepared => "prepared",
         StepEvent::Held => "held",
         StepEvent::Busy { .. } => "busy",
+        StepEvent::PreCopied { .. } => "pre-copied",
         StepEvent::Sealed { .. } => "sealed",
         StepEvent::Loaded { .. } => "loaded",
         StepEvent::Activated { .. } => "activated",
