@@ -22,6 +22,12 @@ pub enum Order {
         /// The state file from which it goes on; none when it boots.
         hash: Option<[u8; 32]>,
     },
+    /// Write memory into the state file while the guest runs.
+    PreCopy,
+    /// End that, and remove the file.
+    EndPreCopy,
+    /// Load parts of a file that is not sealed yet.
+    LoadAhead,
     /// Stop the guest and seal its state on the storage.
     Seal,
     /// Run a guest that was sealed here, under the order's higher epoch.
@@ -50,6 +56,9 @@ impl Order {
             Self::TakeOver => "take-over",
             Self::LoadState { .. } => "load-state",
             Self::Activate { .. } => "activate",
+            Self::PreCopy => "pre-copy",
+            Self::EndPreCopy => "end-pre-copy",
+            Self::LoadAhead => "load-ahead",
             Self::Seal => "seal",
             Self::ClaimBack { .. } => "claim-back",
             Self::Release => "release",
@@ -157,8 +166,13 @@ pub enum Action {
         replace: Option<Epoch>,
     },
     Lock,
+    /// Hand out the connection: loading takes long, and nothing depends on it.
+    LoadAhead,
     Load,
     Start,
+    /// Make sure that the storage is there, and hand out the connection: it takes minutes.
+    PreCopy,
+    EndPreCopy,
     Save,
     ClaimBack,
     /// Stop, kill and reap the VMM; the raised floor is made durable before the answer.

@@ -678,3 +678,30 @@ fn a_file_after_which_the_guest_may_have_gone_on_is_not_told() {
         }
     }
 }
+
+#[test]
+fn a_pre_copy_leaves_the_guest_as_it_is_and_belongs_to_its_task() {
+    let mut world = World::new();
+    carry_out(&mut world, 1, prepare());
+    let stamped = |task, order| Stamped { term: 1, task, epoch: Epoch(1), boot: boot(), order };
+    let refused = world.machine.admit(&stamped(4, Order::PreCopy), WELL);
+    assert!(matches!(refused, Err(Refusal::WrongPhase { .. })), "{refused:?}");
+    assert_eq!(
+        world.machine.admit(&stamped(4, Order::LoadAhead), WELL),
+        Ok(Action::LoadAhead),
+        "the destination is prepared"
+    );
+    carry_out(&mut world, 1, BOOT_UP);
+    let refused = world.machine.admit(&stamped(4, Order::LoadAhead), WELL);
+    assert!(matches!(refused, Err(Refusal::WrongPhase { .. })), "{refused:?}");
+
+    assert_eq!(world.machine.admit(&stamped(4, Order::PreCopy), WELL), Ok(Action::PreCopy));
+    assert_eq!(world.machine.current().map(|it| it.phase), Some(Phase::Active));
+    // What an earlier task left on its way must not end what this one has begun.
+    for order in [Order::PreCopy, Order::EndPreCopy, Order::Seal] {
+        let late = world.machine.admit(&stamped(3, order), WELL);
+        assert!(matches!(late, Err(Refusal::OldTask { task: 3, seen: 4, .. })), "{late:?}");
+    }
+    assert_eq!(world.machine.admit(&stamped(4, Order::EndPreCopy), WELL), Ok(Action::EndPreCopy));
+    assert_eq!(world.machine.admit(&stamped(4, Order::Seal), WELL), Ok(Action::Save));
+}

@@ -53,6 +53,7 @@ pub fn name(event: &StepEvent) -> &'static str {
         StepEvent::Held => "held",
         StepEvent::HeldWithState { .. } => "held-with-state",
         StepEvent::Busy { .. } => "busy",
+        StepEvent::PreCopied { .. } => "pre-copied",
         StepEvent::Sealed { .. } => "sealed",
         StepEvent::Loaded { .. } => "loaded",
         StepEvent::Activated { .. } => "activated",

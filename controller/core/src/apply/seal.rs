@@ -113,6 +113,19 @@ pub(super) fn sealed(
     }
 }
 
+pub(super) fn pre_copied(
+    at: u64,
+    task: &mut Task,
+    to: Option<Attempt>,
+    measures: Measures,
+) -> Next {
+    if let Some(summary) = saga::pre_copy_summary(&measures) {
+        task.say(at, summary);
+    }
+    merge(task, measures);
+    Next::Step(Step::Seal(to))
+}
+
 /// Commits that the source may run its sealed VM again, under a higher epoch.
 fn claim_back(vm: &mut Vm, sealer: &Runner, file: StateFileRef, error: String) -> Next {
     let source = Attempt { node: sealer.node, epoch: vm.next_epoch() };

@@ -15,7 +15,7 @@ use crate::command::{Change, Command, Registration};
 use crate::leading::Patience;
 use crate::observe::{NodeReport, VmReport};
 use crate::saga::{Action, next_action, timed_out};
-use crate::state::Member;
+use crate::state::{Member, Runner};
 use crate::task::{Measures, Retry, TaskRequest};
 use crate::{Attempt, Observed, Outcome, Place, State, StepEvent, TaskKind, Timing, reconcile};
 
@@ -292,7 +292,9 @@ impl Model {
             | Action::Activate { attempt, .. }
             | Action::Load { attempt, .. } => (attempt.node, false),
             Action::ClaimBack { source, .. } => (source.node, false),
-            Action::Seal { source, .. } | Action::AskGuest(source) => (source.node, false),
+            Action::Seal { source, .. }
+            | Action::PreCopy { source, .. }
+            | Action::AskGuest(source) => (source.node, false),
             Action::Purge(node) => (*node, false),
             Action::Wait { .. } | Action::Advance(_) => return None,
         };
@@ -344,6 +346,7 @@ impl Model {
                 }),
                 false => Err(Miss::Busy),
             },
+            Action::PreCopy { source, load_at } => self.pre_copy(vm, &source, load_at),
             Action::Seal { source, .. } => self.seal(vm, source.node, source.epoch),
             Action::Load { attempt, file } => self.load(vm, attempt, &file),
             Action::Activate { attempt, release, .. } => {
@@ -376,6 +379,27 @@ impl Model {
         let new = Incarnation { phase: Phase::Prepared, from: None, kept: false, memory: 0 };
         host.vmms.entry((vm, attempt.epoch)).or_insert(new);
         Ok(StepEvent::Prepared)
+    }
+
+    /// The guest runs on, and a destination that is gone is noticed.
+    fn pre_copy(
+        &mut self,
+        vm: VmId,
+        source: &Runner,
+        load_at: Option<Attempt>,
+    ) -> Result<StepEvent, Miss> {
+        let phase = |this: &Self, node: NodeId, epoch: Epoch| {
+            this.hosts[&node].vmms.get(&(vm, epoch)).map(|vmm| vmm.phase)
+        };
+        let runs = phase(self, source.node, source.epoch) == Some(Phase::Running);
+        let prepared = load_at.is_none_or(|attempt| {
+            self.reachable(attempt.node)
+                && phase(self, attempt.node, attempt.epoch) == Some(Phase::Prepared)
+        });
+        match runs && prepared {
+            true => Ok(StepEvent::PreCopied { measures: Measures::new() }),
+            false => Err(Miss::Refused),
+        }
     }
 
     /// Takes claim and locks, as the storage allows.
