@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bellwether_core::command::Change;
+use bellwether_core::observe::NodeReport;
 use bellwether_core::task::Measures;
 use bellwether_core::{Command, Observed, Outcome, State, Timing};
 use bellwether_member::MemberConfig;
 use bellwether_pki::IdentityFiles;
 use bellwether_raft::{ProposeError, RaftHandle};
-use bellwether_types::TaskId;
+use bellwether_types::{NodeId, TaskId};
 use tokio::sync::watch;
 
 use crate::clock::Clock;
@@ -78,6 +79,15 @@ impl Controller {
 
     pub fn watch_progress(&self) -> watch::Receiver<BTreeMap<TaskId, Measures>> {
         self.progress.subscribe()
+    }
+
+    /// Takes note of what an agent reports; those who wait are woken when it says something new, and
+    /// not by every sign of life.
+    pub fn take_report(&self, node: NodeId, report: NodeReport) {
+        let state = self.state();
+        if self.observed().take(node, report, &state) {
+            self.reports.send_modify(|count| *count += 1);
+        }
     }
 
     pub fn watch_reports(&self) -> watch::Receiver<u64> {

@@ -33,9 +33,11 @@ use crate::config::AgentConfig;
 use crate::node::Node;
 use crate::wire;
 
-/// How long one controller may take before the next is asked: a third of the lease, so that one dead
-/// controller does not cost the lease, within these bounds. Forwarding to the leader and its quorum
-/// check are two round trips; an election takes longer, and then another one may know more.
+/// How long one controller may take before the next is asked: a sixth of the lease, within these
+/// bounds. Together with the pause before it, another sixth, that leaves the next controller time to
+/// answer before the silence of half a lease after which this node would be called unknown, so that
+/// one dead controller makes no healthy node suspect. Forwarding to the leader and its quorum check
+/// are two round trips; an election takes longer, and then another one may know more.
 const ANSWER_MIN: Duration = Duration::from_millis(500);
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
@@ -154,7 +156,7 @@ impl Renewal {
     fn answer_max(&self) -> Duration {
         match self.lease_ms {
             0 => ANSWER_MAX,
-            lease_ms => Duration::from_millis(lease_ms / 3).clamp(ANSWER_MIN, ANSWER_MAX),
+            lease_ms => Duration::from_millis(lease_ms / 6).clamp(ANSWER_MIN, ANSWER_MAX),
         }
     }
 

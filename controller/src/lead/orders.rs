@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bellwether_core::answer::{self, Failure, Kind};
 use bellwether_core::observe::Seen;
-use bellwether_core::reconcile::{Stray, strays};
+use bellwether_core::reconcile::strays_of;
 use bellwether_core::state::{Node, Runner};
 use bellwether_core::task::{Measures, Retry};
 use bellwether_core::{Attempt, Place, State, StepEvent, Task, TaskKind, Vm, state_file};
@@ -91,9 +91,8 @@ impl<'a> Orders<'a> {
 
     /// An agent holds one incarnation of a VM at a time: what an earlier fault left there goes first.
     async fn clear_the_way(&self, attempt: Attempt) -> Result<()> {
-        let left = strays(&self.state, &self.controller.observed());
-        let here = |stray: &Stray| stray.node == attempt.node && stray.vm == self.task.vm;
-        for stray in left.into_iter().filter(here) {
+        let left = strays_of(&self.state, &self.controller.observed(), attempt.node, self.task.vm);
+        for stray in left {
             self.release(Attempt { node: stray.node, epoch: stray.epoch }).await?;
         }
         Ok(())

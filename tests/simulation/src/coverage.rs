@@ -104,7 +104,7 @@ pub const EXPECTED: &[(&str, &[&str])] = &[
         &["adopted", "refused: old term", "refused: released", "given up", "lease page held"],
     ),
     ("raft", &["elected", "deposed", "snapshot", "installed", "unknown proposal"]),
-    ("admin", &["done", "refused", "unknown"]),
+    ("admin", &["done", "refused", "unknown", "read"]),
 ];
 
 impl Coverage {

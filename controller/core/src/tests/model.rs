@@ -230,7 +230,8 @@ impl Model {
             memory_total_bytes: 0,
         });
         let (boot_id, vms) = (host.boot, vms.collect());
-        self.observed.take(node, NodeReport { boot_id, heard_at: self.now, nonce: self.now, vms });
+        let report = NodeReport { boot_id, heard_at: self.now, nonce: self.now, vms };
+        self.observed.take(node, report, &self.state);
     }
 
     /// One round of the leader's planner.

@@ -3,7 +3,7 @@
 use bellwether_agent_core::{Answer, Order as What, Stamped};
 use bellwether_core::answer::{self, Failure, Kind};
 use bellwether_core::observe::Seen;
-use bellwether_core::reconcile::{Stray, strays};
+use bellwether_core::reconcile::strays_of;
 use bellwether_core::state::Runner;
 use bellwether_core::task::{Measures, Retry};
 use bellwether_core::{Attempt, StepEvent, Task, TaskKind, Vm};
@@ -65,9 +65,10 @@ impl<'a> Orders<'a> {
 
     /// An agent holds one incarnation of a VM at a time: what an earlier fault left there goes first.
     async fn clear_the_way(&self, attempt: Attempt) -> Result<()> {
-        let left = strays(&self.controller.state(), &self.controller.observed.borrow());
-        let here = |stray: &Stray| stray.node == attempt.node && stray.vm == self.task.vm;
-        for stray in left.into_iter().filter(here) {
+        let state = self.controller.state();
+        let left =
+            strays_of(&state, &self.controller.observed.borrow(), attempt.node, self.task.vm);
+        for stray in left {
             self.release(Attempt { node: stray.node, epoch: stray.epoch }).await?;
         }
         Ok(())

@@ -181,7 +181,12 @@ fn io(error: IoError) -> Status {
         IoError::Full => Code::ResourceExhausted,
         IoError::Eio => Code::Internal,
     };
-    status(code, format!("{error:?}"))
+    let text = match error {
+        IoError::NotFound => "no such file on the storage",
+        IoError::Full => "no space left on the storage",
+        IoError::Eio => "an I/O error of the storage",
+    };
+    status(code, text)
 }
 
 impl Vmm {
