@@ -17,7 +17,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bellwether_agent_core::{LeaseAnswer, Rotation};
+use bellwether_agent_core::{LeaseAnswer, Pulse, Rotation};
+use bellwether_failpoint::hold;
 use bellwether_member::{KnownController, MemberConfig, Ports};
 use bellwether_pki::{ServerIdentity, connect_channel, refusal_by_peer};
 use bellwether_proto::v1;
@@ -89,6 +90,8 @@ impl Renewal {
     pub async fn run(mut self) {
         let mut registered = false;
         loop {
+            // A test that holds it cuts this node off from the controllers.
+            hold(&format!("agent.renew.{}", self.node.name)).await;
             let answer = match registered {
                 false => self.register().await,
                 true => self.renew().await.map(|register_again| !register_again),
@@ -181,7 +184,7 @@ impl Renewal {
             return Ok(false);
         }
         self.lease_ms = reply.lease_ms;
-        self.node.desk.registered(reply.lease_ms);
+        self.node.desk.registered(reply.lease_ms, &reply.storage);
         tracing::info!(
             node_id = %self.node.id,
             boot_id = %self.node.boot_id,
@@ -211,6 +214,7 @@ impl Renewal {
         if answer == LeaseAnswer::NotAsked {
             return Err(Status::internal("the controller answered another request"));
         }
+        self.node.desk.hear_pulse(Pulse { term: reply.term, ms: reply.pulse_ms });
         self.learn(&reply.controllers);
         Ok(false)
     }

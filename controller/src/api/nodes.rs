@@ -130,6 +130,7 @@ impl Nodes for NodesApi {
             grants: answer.grants.into_iter().map(grant).collect(),
             controllers: state.controllers.values().map(view::member).collect(),
             register: answer.register,
+            pulse_ms: self.controller.clock.now_ms(),
         }))
     }
 }

@@ -5,6 +5,7 @@
 mod executor;
 mod membership;
 pub mod orders;
+mod pre_copy;
 mod strays;
 
 use std::collections::BTreeMap;

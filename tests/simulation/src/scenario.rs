@@ -131,6 +131,7 @@ impl Rules {
             anti_affinity: self.apart.clone(),
             start_after: self.after.as_ref().map(after),
             restart_limit: self.restarts,
+            ..VmPatch::default()
         }
     }
 }

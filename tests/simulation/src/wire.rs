@@ -189,13 +189,28 @@ pub enum OrderReply {
 /// A call on a VMM's socket.
 #[derive(Clone, Debug)]
 pub enum VmmCall {
-    Create { arbiter: Arbiter },
-    Lock { epoch: Epoch, wait_ms: u64 },
-    Load { file: StateFileRef },
-    Start { epoch: Epoch, wait_ms: u64, consume: bool },
+    Create {
+        arbiter: Arbiter,
+    },
+    Lock {
+        epoch: Epoch,
+        wait_ms: u64,
+    },
+    Load {
+        file: StateFileRef,
+    },
+    Start {
+        epoch: Epoch,
+        wait_ms: u64,
+        consume: bool,
+    },
     Pause,
     Resume,
-    Save { generation: u64 },
+    /// Answered when the guest may be stopped; nothing depends on it.
+    PreCopy,
+    Save {
+        generation: u64,
+    },
     Shutdown,
     Stop,
     Status,

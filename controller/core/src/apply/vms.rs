@@ -259,7 +259,7 @@ fn first_step(state: &State, vm: &Vm, request: &TaskRequest) -> Result<Step, Ref
         (TaskKind::Shutdown, Place::Runner(_)) => Ok(Step::AskGuest),
         (TaskKind::Migrate, Place::Runner(runner)) => migration(state, vm, runner, request),
         (TaskKind::Save, Place::Runner(_)) if vm.paused => because(paused(name, "saved")),
-        (TaskKind::Save, Place::Runner(_)) => Ok(Step::Seal(None)),
+        (TaskKind::Save, Place::Runner(_)) => Ok(crate::saga::stop_for(vm, None)),
         (TaskKind::Save, Place::Sealed { .. }) => Err(Refusal::Nothing),
         (TaskKind::Failover, Place::Runner(_) | Place::Revoked(_)) => Ok(Step::Choose),
         (TaskKind::Delete, Place::Stopped | Place::Sealed { .. }) => Ok(Step::Choose),

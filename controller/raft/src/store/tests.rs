@@ -1,7 +1,7 @@
 //! The database on its own: openraft's suite, restarts, crashes, failures, corruption.
 
 pub(crate) mod device;
-mod disk;
+pub(crate) mod disk;
 mod faults;
 
 use std::path::Path;

@@ -441,6 +441,7 @@ async fn finish(group: &Group, tasks: Vec<JoinHandle<()>>) -> Met {
 fn a_group_keeps_its_word_while_everything_goes_wrong() {
     let met = run(1, 30);
     assert!(met.acknowledged > 100 && met.reads > 20 && met.terms > 2, "{met:?}");
+    assert!(met.unknown + met.refused > 0, "{met:?}");
     assert!(met.faults["crash"] > 0 && met.faults["cut"] > 0, "{met:?}");
 }
 
