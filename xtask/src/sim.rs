@@ -49,8 +49,10 @@ fn openraft(arguments: &[&str]) -> Result<()> {
     run(command.env("BELLWETHER_CHAOS_SEED", seed.to_string()))
 }
 
-/// What CI runs: seeds, which are checked to replay bit for bit, in under five minutes.
+/// What CI runs: the scenario files, and seeds, which are checked to replay bit for bit, in under
+/// five minutes.
 pub fn standard_set() -> Result<()> {
+    sim(&["--golden"])?;
     sim(&["--seeds", "2000"])
 }
 
