@@ -12,7 +12,7 @@ macro_rules! points {
                 Order::Prepare { .. } => concat!("agent.prepare.", $side),
                 Order::TakeOver => concat!("agent.take-over.", $side),
                 Order::LoadState { .. } => concat!("agent.load-state.", $side),
-                Order::Activate => concat!("agent.activate.", $side),
+                Order::Activate { .. } => concat!("agent.activate.", $side),
                 Order::PreCopy => concat!("agent.pre-copy.", $side),
                 Order::EndPreCopy => concat!("agent.end-pre-copy.", $side),
                 Order::LoadAhead => concat!("agent.load-ahead.", $side),

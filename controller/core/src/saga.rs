@@ -91,6 +91,8 @@ pub enum Action {
     Activate {
         attempt: Attempt,
         release: Option<Runner>,
+        /// What the guest goes on from; it boots without one.
+        file: Option<StateFileRef>,
     },
     ClaimBack {
         source: Attempt,
@@ -123,8 +125,8 @@ pub fn next_action(state: &State, observed: &Observed, task: &Task, now: u64) ->
         Step::PreCopy(load_at) => pre_copy(state, vm, *load_at),
         Step::Seal(load_at) => seal(vm, *load_at),
         Step::Load(attempt) => load(state, vm, *attempt),
-        Step::Activate { attempt, from, .. } => {
-            Action::Activate { attempt: *attempt, release: from.clone() }
+        Step::Activate { attempt, from, file } => {
+            Action::Activate { attempt: *attempt, release: from.clone(), file: file.clone() }
         }
         Step::Reap { attempt, .. } => Action::Release(*attempt),
         Step::ClaimBack { source, sealed, file, .. } => {

@@ -63,8 +63,11 @@ impl<'a> Orders<'a> {
         self.controller.links.agent(self.node(id)?).map_err(Failure::Unknown)
     }
 
-    fn order(&self, epoch: Epoch) -> Option<v1::Order> {
-        Some(order(self.leadership.term, self.task.id, self.task.vm, epoch))
+    /// An order to a node, in the boot that this leader knows of.
+    fn order(&self, node: NodeId, epoch: Epoch) -> Result<Option<v1::Order>> {
+        let (term, task, vm) = (self.leadership.term, self.task.id, self.task.vm);
+        let order = order(term, task, vm, epoch, self.node(node)?);
+        order.map(Some).map_err(Failure::Unknown)
     }
 
     /// The storage that the replicated state names: all controllers must mean the same claims.
@@ -76,7 +79,7 @@ impl<'a> Orders<'a> {
         self.clear_the_way(attempt).await?;
         let vm = self.vm()?;
         let request = v1::PrepareRequest {
-            order: self.order(attempt.epoch),
+            order: self.order(attempt.node, attempt.epoch)?,
             spec: Some((&vm.spec).into()),
             arbiter: vm.arbiter().to_string(),
             storage: self.storage(),
@@ -98,7 +101,8 @@ impl<'a> Orders<'a> {
 
     pub async fn take_over(&self, attempt: Attempt) -> Result<StepEvent> {
         let wait_ms = self.controller.timing.lock_wait_ms;
-        let request = v1::TakeOverRequest { order: self.order(attempt.epoch), wait_ms };
+        let request =
+            v1::TakeOverRequest { order: self.order(attempt.node, attempt.epoch)?, wait_ms };
         let mut agent = self.agent(attempt.node)?;
         let reply = agent.take_over(within(SHORT, request)).await.map_err(failure)?.into_inner();
         Ok(match reply.held {
@@ -121,7 +125,8 @@ impl<'a> Orders<'a> {
         attempt: Attempt,
         request: v1::LoadPiecesRequest,
     ) -> Result<v1::LoadAheadReply> {
-        let request = v1::LoadPiecesRequest { order: self.order(attempt.epoch), ..request };
+        let order = self.order(attempt.node, attempt.epoch)?;
+        let request = v1::LoadPiecesRequest { order, ..request };
         let mut agent = self.agent(attempt.node)?;
         let reply = agent.load_ahead(within(AHEAD, request)).await.map_err(unless_unknown_rpc)?;
         Ok(reply.into_inner())
@@ -136,7 +141,7 @@ impl<'a> Orders<'a> {
         let rules = &self.vm()?.rules;
         let parallel = self.controller.timing.drain_parallel.max(1) as u64;
         let request = v1::StartPreCopyRequest {
-            order: self.order(source.epoch),
+            order: self.order(source.node, source.epoch)?,
             storage: self.storage(),
             downtime_ms: rules.downtime_ms,
             finish_anyway: rules.pre_copy == PreCopy::Finish,
@@ -153,21 +158,18 @@ impl<'a> Orders<'a> {
     }
 
     /// Ends the pre-copy of this task. One that cannot be reached gives up by itself.
-    async fn end_pre_copy(&self, source: &Runner) {
-        let request = v1::EndPreCopyRequest { order: self.order(source.epoch) };
-        let ended = match self.agent(source.node) {
-            Ok(mut agent) => {
-                agent.end_pre_copy(within(SHORT, request)).await.map_err(unless_unknown_rpc)
-            }
-            Err(failure) => Err(failure),
-        };
-        if let Err(failure) = ended {
-            tracing::warn!(task = self.task.id.0, ?failure, "a pre-copy may still go on");
-        }
+    async fn end_pre_copy(&self, source: &Runner) -> Result<()> {
+        let order = self.order(source.node, source.epoch)?;
+        let request = within(SHORT, v1::EndPreCopyRequest { order });
+        self.agent(source.node)?.end_pre_copy(request).await.map_err(failure)?;
+        Ok(())
     }
 
     pub async fn seal(&self, source: &Runner) -> Result<Sealed> {
-        let request = v1::SealRequest { order: self.order(source.epoch), storage: self.storage() };
+        let request = v1::SealRequest {
+            order: self.order(source.node, source.epoch)?,
+            storage: self.storage(),
+        };
         let mut agent = self.agent(source.node)?;
         let begun = Instant::now();
         let reply = agent.seal(within(SEAL, request)).await.map_err(failure)?.into_inner();
@@ -190,8 +192,10 @@ impl<'a> Orders<'a> {
     }
 
     pub async fn load(&self, attempt: Attempt, file: &StateFileRef) -> Result<StepEvent> {
-        let request =
-            v1::LoadStateRequest { order: self.order(attempt.epoch), file: Some(file.into()) };
+        let request = v1::LoadStateRequest {
+            order: self.order(attempt.node, attempt.epoch)?,
+            file: Some(file.into()),
+        };
         let mut agent = self.agent(attempt.node)?;
         let reply = agent.load_state(within(SHORT, request)).await.map_err(failure)?.into_inner();
         let measures = Measures::from([("load_us".into(), reply.load_us)]);
@@ -199,7 +203,12 @@ impl<'a> Orders<'a> {
     }
 
     /// The source lets go and the attempt comes up, at once: the attempt waits for the locks.
-    pub async fn activate(&self, attempt: Attempt, release: Option<Runner>) -> Result<StepEvent> {
+    pub async fn activate(
+        &self,
+        attempt: Attempt,
+        release: Option<Runner>,
+        file: Option<&StateFileRef>,
+    ) -> Result<StepEvent> {
         let committed_at = self.now_us();
         let release = async {
             if let Some(source) = release {
@@ -210,8 +219,9 @@ impl<'a> Orders<'a> {
             }
         };
         let request = v1::ActivateRequest {
-            order: self.order(attempt.epoch),
+            order: self.order(attempt.node, attempt.epoch)?,
             lock_wait_ms: self.controller.timing.lock_wait_ms,
+            state_hash: file.map(|file| file.hash.to_vec()).unwrap_or_default(),
         };
         let mut agent = self.agent(attempt.node)?;
         let activate = async {
@@ -259,7 +269,7 @@ impl<'a> Orders<'a> {
         file: &StateFileRef,
     ) -> Result<StepEvent> {
         let request = v1::ClaimBackRequest {
-            order: self.order(source.epoch),
+            order: self.order(source.node, source.epoch)?,
             sealed_epoch: sealed.0,
             file: Some(file.into()),
         };
@@ -276,13 +286,17 @@ impl<'a> Orders<'a> {
 
     /// Whether the attempt's node answers or not, the task goes on: what is left there is a stray.
     pub async fn abandon(&self, attempt: Attempt) -> Result<StepEvent> {
+        let runner = self.vm()?.place.runner().filter(|_| self.task.kind == TaskKind::Migrate);
         let end_pre_copy = async {
-            if let (TaskKind::Migrate, Some(source)) = (self.task.kind, self.vm()?.place.runner()) {
-                self.end_pre_copy(source).await;
+            match runner {
+                Some(source) => self.end_pre_copy(source).await,
+                None => Ok(()),
             }
-            Result::Ok(())
         };
-        let (released, _) = tokio::join!(self.release(attempt), end_pre_copy);
+        let (released, ended) = tokio::join!(self.release(attempt), end_pre_copy);
+        if let Err(failure) = ended {
+            tracing::warn!(task = self.task.id.0, ?failure, "a pre-copy may go on for a while");
+        }
         match released {
             Ok(released) => Ok(released),
             Err(failure) => {
@@ -294,7 +308,7 @@ impl<'a> Orders<'a> {
     }
 
     pub async fn release(&self, attempt: Attempt) -> Result<StepEvent> {
-        let request = v1::ReleaseRequest { order: self.order(attempt.epoch) };
+        let request = v1::ReleaseRequest { order: self.order(attempt.node, attempt.epoch)? };
         let mut agent = self.agent(attempt.node)?;
         let reply = agent.release(within(SHORT, request)).await.map_err(failure)?.into_inner();
         let boot_id: BootId = reply
@@ -310,7 +324,7 @@ impl<'a> Orders<'a> {
             self.controller.observed().vm(self.task.vm, runner.node, runner.boot_id, runner.epoch)
                 == Seen::Ended;
         if !ended {
-            let request = v1::ShutdownVmRequest { order: self.order(runner.epoch) };
+            let request = v1::ShutdownVmRequest { order: self.order(runner.node, runner.epoch)? };
             let mut agent = self.agent(runner.node)?;
             agent.shutdown_vm(within(SHORT, request)).await.map_err(failure)?;
         }
@@ -322,29 +336,21 @@ impl<'a> Orders<'a> {
     /// which this runner's state comes. What is left after that goes with the next start.
     pub async fn sweep(&self, attempt: Attempt, below: Epoch) {
         let Some(last) = below.0.checked_sub(1).filter(|last| *last > 0) else { return };
-        let request = v1::RemoveStateRequest {
-            order: self.order(Epoch(last)),
-            storage: self.storage(),
-            purge: false,
-        };
-        let removed = match self.agent(attempt.node) {
-            Ok(mut agent) => agent.remove_state(within(SHORT, request)).await.map_err(failure),
-            Err(failure) => Err(failure),
-        };
-        if let Err(failure) = removed {
+        if let Err(failure) = self.remove_state(attempt.node, Epoch(last), false).await {
             tracing::warn!(task = self.task.id.0, ?failure, "old state files may be left");
         }
     }
 
-    pub async fn purge(&self, node: NodeId) -> Result<StepEvent> {
-        let vm = self.vm()?;
-        let request = v1::RemoveStateRequest {
-            order: self.order(vm.epoch),
-            storage: self.storage(),
-            purge: true,
-        };
+    /// Removes the sealed state files of the VM up to an epoch; a purge takes its claim with them.
+    async fn remove_state(&self, node: NodeId, up_to: Epoch, purge: bool) -> Result<()> {
+        let order = self.order(node, up_to)?;
+        let request = v1::RemoveStateRequest { order, storage: self.storage(), purge };
         let mut agent = self.agent(node)?;
-        agent.remove_state(within(SHORT, request)).await.map_err(failure)?;
+        agent.remove_state(within(SHORT, request)).await.map(drop).map_err(failure)
+    }
+
+    pub async fn purge(&self, node: NodeId) -> Result<StepEvent> {
+        self.remove_state(node, self.vm()?.epoch, true).await?;
         Ok(StepEvent::Purged)
     }
 
@@ -354,9 +360,17 @@ impl<'a> Orders<'a> {
     }
 }
 
-/// An order outside any task, given by whoever leads now.
-pub fn order(term: u64, task: TaskId, vm: VmId, epoch: Epoch) -> v1::Order {
-    v1::Order { term, task: task.0, vm_id: vm.to_string(), epoch: epoch.0 }
+/// An order to a node in the boot that is known of it, given by whoever leads now.
+pub fn order(
+    term: u64,
+    task: TaskId,
+    vm: VmId,
+    epoch: Epoch,
+    node: &Node,
+) -> std::result::Result<v1::Order, String> {
+    let unknown = || format!("node {} has never registered; start its agent", node.name);
+    let boot_id = node.boot_id.ok_or_else(unknown)?.to_string();
+    Ok(v1::Order { term, task: task.0, vm_id: vm.to_string(), epoch: epoch.0, boot_id })
 }
 
 /// Asks a node whether a VM's files are there and good.
@@ -386,7 +400,8 @@ pub async fn set_paused(
     let node = state.nodes.get(&runner.node);
     let node = node.ok_or_else(|| Status::unavailable("the VM's node is gone"))?;
     let mut agent = controller.links.agent(node).map_err(Status::unavailable)?;
-    let order = Some(order(term, TaskId(0), vm.id, runner.epoch));
+    let order = order(term, TaskId(0), vm.id, runner.epoch, node).map_err(Status::unavailable)?;
+    let order = Some(order);
     match paused {
         true => agent.pause_vm(within(SHORT, v1::PauseVmRequest { order })).await.map(drop),
         false => agent.resume_vm(within(SHORT, v1::ResumeVmRequest { order })).await.map(drop),
