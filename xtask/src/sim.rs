@@ -18,7 +18,7 @@ openraft itself on our store and our network, while nearly everything goes wrong
 Usage: cargo xtask sim --openraft [--minutes N] [--seed N]
 
 Controllers in one thread, under a paused clock, on disks in memory that lose what was not flushed.
-Each seed is two minutes of virtual time; every acknowledged write has to be there, every read and
+Each seed is a minute of virtual time; every acknowledged write has to be there, every read and
 write has to fit into the one order that the log is. openraft draws its election timeouts itself, so
 that a seed is one schedule of faults, not one run bit for bit.
 
