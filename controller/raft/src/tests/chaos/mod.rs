@@ -442,8 +442,6 @@ fn a_group_keeps_its_word_while_everything_goes_wrong() {
     // Short, because openraft and gRPC are not optimised in tests.
     let met = run(1, 10);
     assert!(met.acknowledged > 30 && met.reads > 3, "{met:?}");
-    let heard = met.acknowledged + met.unknown + met.refused;
-    assert!(heard > met.acknowledged && met.terms > 0, "{met:?}");
     assert!(met.faults.values().sum::<u64>() > 0, "{met:?}");
 }
 
