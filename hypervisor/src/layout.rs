@@ -1,7 +1,7 @@
 //! The guest's physical address space.
 //!
 //! ```text
-//! 0            RAM: start info, memory map, command line (below 64 KiB)
+//! 0            RAM: what a boot hands over (below 64 KiB)
 //! 0xa_0000     nothing (legacy video, option ROMs)
 //! 0xe_0000     RAM, reserved: ACPI tables
 //! 0x10_0000    RAM: the kernel and what it makes of the rest, at most up to 3 GiB
@@ -13,9 +13,15 @@
 /// The hole between low and high memory begins where `bellwether-memory` says.
 pub const HOLE_START: u64 = bellwether_memory::RAM_BELOW_4G_MAX;
 
-/// PVH's `hvm_start_info`, its memory map and the kernel's command line.
+/// What the 64-bit boot of Linux is handed beside its command line.
+pub const GDT: u64 = 0x5000;
+pub const BOOT_PARAMS: u64 = 0x9000;
+pub const PAGE_TABLES: u64 = 0xa000;
+/// PVH's `hvm_start_info`, its list of modules and its memory map.
 pub const START_INFO: u64 = 0x6000;
+pub const MODULES: u64 = 0x6800;
 pub const MEMORY_MAP: u64 = 0x7000;
+/// The kernel's command line, in both protocols.
 pub const CMDLINE: u64 = 0x8000;
 
 /// Conventional memory ends here; legacy devices would follow.

@@ -11,7 +11,7 @@ use bellwether_memory::{GuestRam, RamError};
 use bellwether_types::VmSpec;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::boot::{self, BootError};
+use crate::boot::{self, Boot, BootError, Entry};
 use crate::devices::Bus;
 use crate::devices::block::{Block, Caching, Disk, DiskError};
 use crate::devices::pci::{ConfigPorts, PciBus, PciDevice};
@@ -19,7 +19,7 @@ use crate::devices::power::{AcpiPm, I8042};
 use crate::devices::serial::{Console, OutputFile, Serial};
 use crate::devices::virtio::{Link, Msix, VirtioDevice, VirtioPci};
 use crate::gate::{Gate, Hold};
-use crate::kvm::{GuestBus, KvmError, Vm};
+use crate::kvm::{GuestBus, KvmError, LongMode, Vcpu, Vm};
 use crate::layout;
 use crate::vcpus::{EndSink, Vcpus};
 
@@ -104,10 +104,19 @@ impl Machine {
 
     /// Loads the kernel and sets the boot processor on its entry.
     pub fn prepare_boot(&self) -> Result<(), MachineError> {
-        let vcpus = self.spec.vcpus as u8;
-        let entry = boot::load(self.ram.memory(), &self.spec.kernel, &self.spec.cmdline, vcpus)?;
-        for vcpu in self.vcpus.stopped().take(1) {
-            vcpu.set_pvh_entry(entry.address, entry.start_info)?;
+        let spec = &self.spec;
+        let boot = Boot {
+            kernel: &spec.kernel,
+            initrd: spec.initrd.as_deref(),
+            cmdline: &spec.cmdline,
+            vcpus: spec.vcpus as u8,
+        };
+        let entry = boot::load(self.ram.memory(), &boot)?;
+        for (index, vcpu) in self.vcpus.stopped().enumerate() {
+            vcpu.set_memory_types()?;
+            if index == 0 {
+                set_entry(&vcpu, entry)?;
+            }
         }
         Ok(())
     }
@@ -126,6 +135,20 @@ impl Machine {
         for unit in &self.disks {
             unit.transport.kick();
         }
+    }
+}
+
+/// The other processors wait for the boot processor to wake them.
+fn set_entry(vcpu: &Vcpu, entry: Entry) -> Result<(), KvmError> {
+    match entry {
+        Entry::Pvh { address, start_info } => vcpu.set_pvh_entry(address, start_info),
+        Entry::Linux { address, boot_params } => vcpu.set_long_mode_entry(&LongMode {
+            address,
+            argument: boot_params,
+            page_tables: layout::PAGE_TABLES,
+            gdt: layout::GDT,
+            gdt_limit: boot::GDT_LIMIT,
+        }),
     }
 }
 

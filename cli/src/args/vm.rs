@@ -13,7 +13,7 @@ use crate::parse;
 pub enum VmCommand {
     /// Define a VM, from options or from a file
     ///
-    /// A file has the keys name, memory, vcpus, kernel, cmdline, disks (path, format, read_only),
+    /// A file has the keys name, memory, vcpus, kernel, initrd, cmdline, disks (path, format, read_only),
     /// possible_owners, priority, restart, preferred_owners, failback, anti_affinity, start_after and
     /// restarts. Options on the command line go before the file.
     #[command(after_help = "Examples:\n  \
@@ -116,9 +116,13 @@ pub struct CreateArgs {
     /// The number of virtual processors [default: 1]
     #[arg(long, value_name = "N")]
     pub vcpus: Option<u32>,
-    /// An ELF image with a PVH entry, absolute, on storage that the nodes share
+    /// A bzImage (a distribution's vmlinuz), or an ELF image with a PVH entry; absolute, on storage that
+    /// the nodes share
     #[arg(long, value_name = "PATH", required_unless_present = "file")]
     pub kernel: Option<PathBuf>,
+    /// The initial RAM disk for the kernel, absolute, on the same storage
+    #[arg(long, value_name = "PATH")]
+    pub initrd: Option<PathBuf>,
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub cmdline: Option<String>,

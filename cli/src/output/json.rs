@@ -159,6 +159,7 @@ impl ToJson for v1::VmSpec {
             vcpus,
             memory_mib,
             kernel,
+            initrd,
             cmdline,
             disks,
             possible_owners,
@@ -167,7 +168,7 @@ impl ToJson for v1::VmSpec {
         } = self;
         json!({
             "name": name, "vcpus": vcpus, "memory_mib": memory_mib, "kernel": kernel,
-            "cmdline": cmdline, "disks": disks.to_json(), "possible_owners": possible_owners,
+            "initrd": initrd, "cmdline": cmdline, "disks": disks.to_json(), "possible_owners": possible_owners,
             "priority": priority, "restart": restart,
         })
     }

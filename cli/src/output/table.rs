@@ -180,6 +180,7 @@ pub fn vm(vm: &v1::Vm) -> String {
         .add("Memory", memory(spec.memory_mib))
         .add("vCPUs", spec.vcpus.to_string())
         .add("Kernel", spec.kernel.clone())
+        .add("Initrd", spec.initrd.clone())
         .add("Command line", spec.cmdline.clone());
     for disk in &spec.disks {
         let access = if disk.read_only { ", read-only" } else { "" };

@@ -81,9 +81,13 @@ pub struct MachineArgs {
 
 #[derive(clap::Args, Debug)]
 pub struct RunArgs {
-    /// An ELF image with a PVH entry: an uncompressed vmlinux, or another PVH guest.
+    /// A bzImage, such as a distribution's vmlinuz, or an ELF image with a PVH entry: an uncompressed
+    /// vmlinux, or another PVH guest.
     #[arg(long, value_name = "FILE")]
     pub kernel: PathBuf,
+    /// The initial RAM disk for the kernel.
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
     /// The guest's memory, such as 256M or 4G; a plain number is MiB.
     #[arg(long, value_name = "SIZE")]
     pub memory: MemoryMib,

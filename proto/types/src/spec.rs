@@ -53,8 +53,10 @@ pub struct VmSpec {
     pub name: String,
     pub vcpus: u32,
     pub memory_mib: u64,
-    /// An ELF image with a PVH entry, absolute.
+    /// A bzImage, or an ELF image with a PVH entry, absolute.
     pub kernel: PathBuf,
+    /// The initial RAM disk that the kernel is given, absolute.
+    pub initrd: Option<PathBuf>,
     pub cmdline: String,
     pub disks: Vec<DiskSpec>,
     /// Nodes that may run it; empty means every node.
@@ -121,6 +123,7 @@ impl VmSpec {
             }),
         };
         absolute("kernel", &self.kernel)?;
+        self.initrd.iter().try_for_each(|initrd| absolute("initrd", initrd))?;
         if self.disks.len() > DISKS_MAX {
             return Err(SpecError::TooManyDisks {
                 name: self.name.clone(),
@@ -158,6 +161,7 @@ mod tests {
             vcpus: 1,
             memory_mib: 256,
             kernel: "/guests/kernel".into(),
+            initrd: None,
             cmdline: String::new(),
             disks: vec![],
             possible_owners: BTreeSet::new(),
@@ -189,6 +193,8 @@ mod tests {
     fn paths_are_absolute_and_disks_distinct() {
         let relative = VmSpec { kernel: "kernel".into(), ..spec() };
         assert!(matches!(relative.validate(), Err(SpecError::RelativePath { what: "kernel", .. })));
+        let relative = VmSpec { initrd: Some("initrd".into()), ..spec() };
+        assert!(matches!(relative.validate(), Err(SpecError::RelativePath { what: "initrd", .. })));
         let disk = DiskSpec { path: "/d.raw".into(), format: DiskFormat::Raw, read_only: false };
         let twice = VmSpec { disks: vec![disk.clone(), disk], ..spec() };
         assert!(matches!(twice.validate(), Err(SpecError::DiskTwice { .. })));

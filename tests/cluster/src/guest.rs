@@ -67,6 +67,7 @@ impl Guest {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             kernel: self.kernel.display().to_string(),
+            initrd: String::new(),
             cmdline: self.cmdline.clone(),
             disks: self.disk.iter().map(disk).collect(),
             possible_owners: Vec::new(),

@@ -2,10 +2,11 @@
 
 use bellwether_types::{
     BootId, ClusterId, DiskFormat, DiskSpec, MemberRole, NodeId, Ports, RestartPolicy, TaskId,
-    VmId, VmSpec,
+    VmId,
 };
 
 use crate::command::{Change, Registration};
+use crate::state::VmSpecV1;
 use crate::task::{Measures, StepEvent, TaskRequest};
 use crate::{Command, Member, State, TaskKind};
 
@@ -42,7 +43,7 @@ fn commands() -> Vec<Command> {
         }),
         Change::CreateVm {
             id: vm,
-            spec: VmSpec {
+            spec: VmSpecV1 {
                 name: "web".into(),
                 vcpus: 2,
                 memory_mib: 512,
