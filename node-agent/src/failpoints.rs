@@ -12,7 +12,7 @@ macro_rules! points {
                 Order::Prepare { .. } => concat!("agent.prepare.", $side),
                 Order::TakeOver => concat!("agent.take-over.", $side),
                 Order::LoadState { .. } => concat!("agent.load-state.", $side),
-                Order::Activate => concat!("agent.activate.", $side),
+                Order::Activate { .. } => concat!("agent.activate.", $side),
                 Order::Seal => concat!("agent.seal.", $side),
                 Order::ClaimBack { .. } => concat!("agent.claim-back.", $side),
                 Order::Release => concat!("agent.release.", $side),

@@ -149,6 +149,7 @@ impl Registry {
     }
 
     async fn ask(&self, vm: VmId, command: Command) -> Result<Reply, Status> {
+        command.stamped.check_boot(vm, self.boot_id()).map_err(refuse)?;
         self.check_term(vm, &command.stamped)?;
         let Stamped { term, epoch, .. } = command.stamped;
         let release =

@@ -133,7 +133,8 @@ impl Agent for AgentService {
     async fn activate(&self, request: Request<v1::ActivateRequest>) -> Answered<v1::ActivateReply> {
         let request = request.into_inner();
         let details = Details::Activate { lock_wait: wait_of(request.lock_wait_ms) };
-        match self.order(request.order, Order::Activate, details).await? {
+        let what = Order::Activate { hash: wire::state_hash(&request.state_hash)? };
+        match self.order(request.order, what, details).await? {
             Reply::Answer(Answer::Activated(timings)) => {
                 let timings = Some(wire::activate_timings_out(&timings));
                 Ok(Response::new(v1::ActivateReply { timings }))

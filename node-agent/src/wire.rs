@@ -4,14 +4,35 @@ use bellwether_agent_core::{
     ActivateTimings, Observation, Order, SaveTimings, SealedState, Stamped, VmmSight, VmmState,
 };
 use bellwether_proto::{ConvertError, v1};
-use bellwether_types::{Arbiter, Epoch, StateFileRef, VmId};
+use bellwether_types::{Arbiter, BootId, Epoch, StateFileRef, VmId};
 
 /// The VM that an order is about, and the order itself.
 pub fn stamped(order: Option<v1::Order>, what: Order) -> Result<(VmId, Stamped), ConvertError> {
     let order = order.ok_or(ConvertError::Missing("order"))?;
     let vm = vm_id(&order.vm_id)?;
+    let boot = boot_id(&order.boot_id)?;
     let epoch = Epoch(order.epoch);
-    Ok((vm, Stamped { term: order.term, task: order.task, epoch, order: what }))
+    Ok((vm, Stamped { term: order.term, task: order.task, epoch, boot, order: what }))
+}
+
+fn boot_id(text: &str) -> Result<BootId, ConvertError> {
+    text.parse().map_err(|_| ConvertError::Invalid {
+        field: "boot_id",
+        value: text.to_owned(),
+        expected: "a boot id is a UUID",
+    })
+}
+
+/// The hash of a state file, or none for an empty field.
+pub fn state_hash(bytes: &[u8]) -> Result<Option<[u8; 32]>, ConvertError> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    bytes.try_into().map(Some).map_err(|_| ConvertError::Invalid {
+        field: "state_hash",
+        value: format!("{} bytes", bytes.len()),
+        expected: "a Blake3 hash has 32 bytes",
+    })
 }
 
 pub fn vm_id(text: &str) -> Result<VmId, ConvertError> {

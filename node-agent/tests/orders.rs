@@ -7,7 +7,7 @@ use bellwether_lease::LeasePage;
 use bellwether_pki::Role;
 use bellwether_proto::v1;
 use bellwether_types::{BootId, Epoch, NodeId};
-use common::{Lab, new_vm, order, order_of, spec};
+use common::{Lab, boot_id, new_vm, order, order_of, spec};
 use tonic::Code;
 
 #[tokio::test]
@@ -156,7 +156,8 @@ async fn a_release_gets_through_to_a_vmm_that_hangs() {
     let mut lab = Lab::new().await;
     let vm = new_vm();
     lab.prepare(&vm, 1, "start=hang stop=hang").await.unwrap();
-    let request = v1::ActivateRequest { order: order(&vm, 1), lock_wait_ms: 0 };
+    let order = order(&vm, 1);
+    let request = v1::ActivateRequest { order, lock_wait_ms: 0, state_hash: Vec::new() };
     let mut client = lab.client.clone();
     let activate = tokio::spawn(async move { client.activate(request).await });
     lab.until("activating", |heard| heard.renewals > 3).await;
@@ -210,7 +211,46 @@ async fn a_restore_loads_before_it_runs() {
     let other = v1::LoadStateRequest { order: order(&vm, 1), file: Some(other) };
     let refused = lab.client.load_state(other).await.unwrap_err();
     assert!(refused.message().contains("another state file"), "{refused}");
-    lab.activate(&vm, 1).await.unwrap();
+    for _ in 0..2 {
+        lab.activate_from(&vm, 1, &[1; 32]).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_guest_never_goes_on_from_another_state_than_the_order_names() {
+    let mut lab = Lab::new().await;
+    for (loaded, named) in
+        [(None, Some([1; 32])), (Some([1; 32]), None), (Some([1; 32]), Some([2; 32]))]
+    {
+        let vm = new_vm();
+        lab.prepare(&vm, 1, "").await.unwrap();
+        if let Some(hash) = loaded {
+            let file = v1::StateFile { path: "/s".into(), hash: hash.to_vec(), epoch: 1, bytes: 1 };
+            let load = v1::LoadStateRequest { order: order(&vm, 1), file: Some(file) };
+            lab.client.load_state(load).await.unwrap();
+        }
+        let named = named.map(|hash| hash.to_vec()).unwrap_or_default();
+        for _ in 0..2 {
+            let refused = lab.activate_from(&vm, 1, &named).await.unwrap_err();
+            assert_eq!(refused.code(), Code::Aborted, "the guest never ran: {refused}");
+        }
+        assert_eq!(lab.vmm_pid(&vm, 1), None, "what cannot run is released");
+    }
+}
+
+#[tokio::test]
+async fn an_order_for_another_boot_is_refused_and_may_be_given_again() {
+    let mut lab = Lab::new().await;
+    let vm = new_vm();
+    let late = order(&vm, 1).map(|order| v1::Order { boot_id: boot_id(7), ..order });
+    let refused = lab.client.release(v1::ReleaseRequest { order: late }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    assert!(refused.message().contains(&format!("meant for the boot {}", boot_id(7))), "{refused}");
+    let nameless = order(&vm, 1).map(|order| v1::Order { boot_id: String::new(), ..order });
+    let refused = lab.client.release(v1::ReleaseRequest { order: nameless }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    // Neither has raised the floor.
+    lab.running(&vm, 1, "").await;
 }
 
 #[tokio::test]

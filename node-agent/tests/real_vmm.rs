@@ -126,8 +126,8 @@ async fn a_real_guest_boots_is_sealed_claimed_back_and_restored() {
     let sealed = real.lab.seal(&vm, 2).await.expect("seal").file.expect("a file");
     assert_eq!(real.lab.release(&vm, 2).await.expect("release").reason, "stopped");
     real.prepare(3).await.expect("prepare to restore");
-    real.load(3, sealed).await.expect("load");
-    real.lab.activate(&vm, 3).await.expect("resume");
+    real.load(3, sealed.clone()).await.expect("load");
+    real.lab.activate_from(&vm, 3, &sealed.hash).await.expect("resume");
     real.console_says(3, "tick").await;
     real.lab.release(&vm, 3).await.expect("release");
 }

@@ -159,7 +159,8 @@ async fn a_refused_release_calls_nothing_off() {
     let mut lab = Lab::new().await;
     let vm = new_vm();
     lab.prepare(&vm, 1, "start=hang stop=hang").await.unwrap();
-    let request = v1::ActivateRequest { order: order(&vm, 1), lock_wait_ms: 0 };
+    let order = order(&vm, 1);
+    let request = v1::ActivateRequest { order, lock_wait_ms: 0, state_hash: Vec::new() };
     let mut client = lab.client.clone();
     let activate = tokio::spawn(async move { client.activate(request).await });
     let record = lab.home(&vm, 1).join("incarnation.json");

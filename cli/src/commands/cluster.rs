@@ -55,9 +55,11 @@ fn init(session: &Session<'_>, args: InitArgs) -> Result<(), Failure> {
 
 fn init_failure(error: &MemberError) -> Failure {
     let exit = match error {
-        MemberError::AlreadyAMember { .. } | MemberError::DataDirNotEmpty { .. } => Exit::Conflict,
+        MemberError::AlreadyAMember { .. }
+        | MemberError::DataDirNotEmpty { .. }
+        | MemberError::Storage { .. }
+        | MemberError::StorageTaken { .. } => Exit::Conflict,
         MemberError::Refused(_) => Exit::Usage,
-        MemberError::Storage { .. } => Exit::Conflict,
         _ => Exit::Refused,
     };
     let failure = Failure::new(exit, error.to_string());

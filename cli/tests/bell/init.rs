@@ -9,10 +9,17 @@ use bellwether_member::MemberConfig;
 fn init_makes_a_cluster_and_its_context() {
     let lab = Lab::new();
     let base = lab.base.path().display().to_string();
-    let line = format!(
-        "cluster init --data-dir {base}/new --address 127.0.0.2 --name beta --cluster-name second \
-         --storage {base}/storage --api-port 7500 -o json"
-    );
+    let line = |storage: &str| {
+        format!(
+            "cluster init --data-dir {base}/new --address 127.0.0.2 --name beta \
+             --cluster-name second --storage {base}/{storage} --api-port 7500 -o json"
+        )
+    };
+    let taken = lab.bell(&line("storage"));
+    assert_eq!(taken.code, 4, "{taken:?}");
+    assert!(taken.stderr.contains("remedy: give a directory of its own"), "{taken:?}");
+    std::fs::create_dir(lab.base.path().join("second")).unwrap();
+    let line = line("second");
     let made = lab.bell(&line);
     assert_eq!(made.code, 0, "{made:?}");
     let json = made.json();

@@ -68,6 +68,15 @@ impl Observed {
         self.nodes.get(&node)?.vms.iter().find(|report| report.vm == vm && report.epoch == epoch)
     }
 
+    /// An agent has answered that it paused or resumed a guest; its next report would say so.
+    pub fn note_paused(&mut self, node: NodeId, vm: VmId, epoch: Epoch, paused: bool) {
+        let vms = self.nodes.get_mut(&node).map(|report| &mut report.vms);
+        let known = vms.into_iter().flatten().find(|seen| seen.vm == vm && seen.epoch == epoch);
+        if let Some(seen) = known.filter(|seen| life(seen.state) == Seen::Alive) {
+            seen.state = if paused { VmState::Paused } else { VmState::Running };
+        }
+    }
+
     /// Whether a runner's guest is alive. Epochs are unique per VM and are given to one node only.
     pub fn vm(&self, vm: VmId, node: NodeId, boot: BootId, epoch: Epoch) -> Seen {
         match self.nodes.get(&node) {

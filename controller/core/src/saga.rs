@@ -83,6 +83,8 @@ pub enum Action {
     Activate {
         attempt: Attempt,
         release: Option<Runner>,
+        /// What the guest goes on from; it boots without one.
+        file: Option<StateFileRef>,
     },
     ClaimBack {
         source: Attempt,
@@ -114,8 +116,8 @@ pub fn next_action(state: &State, observed: &Observed, task: &Task, now: u64) ->
         Step::TakeOver(attempt) => on_living(state, *attempt, Action::TakeOver(*attempt)),
         Step::Seal(load_at) => seal(vm, *load_at),
         Step::Load(attempt) => load(state, vm, *attempt),
-        Step::Activate { attempt, from, .. } => {
-            Action::Activate { attempt: *attempt, release: from.clone() }
+        Step::Activate { attempt, from, file } => {
+            Action::Activate { attempt: *attempt, release: from.clone(), file: file.clone() }
         }
         Step::Reap { attempt, .. } => Action::Release(*attempt),
         Step::ClaimBack { source, sealed, file, .. } => {

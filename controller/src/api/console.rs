@@ -33,7 +33,8 @@ pub async fn attach(
     let node = state.nodes.get(&runner.node);
     let node = node.ok_or_else(|| Status::unavailable("the VM's node is gone"))?;
     let term = controller.raft.status().term;
-    let order = orders::order(term, TaskId(0), vm.id, runner.epoch);
+    let order = orders::order(term, TaskId(0), vm.id, runner.epoch, node);
+    let order = order.map_err(Status::unavailable)?;
     let opening = v1::ConsoleUp { order: Some(order), data: first.data };
     let typed = input.filter_map(|frame| async {
         let frame: v1::ConsoleInputFrame = frame.ok()?;

@@ -59,8 +59,11 @@ impl<'a> Orders<'a> {
         self.controller.links.agent(self.node(id)?).map_err(Failure::Unknown)
     }
 
-    fn order(&self, epoch: Epoch) -> Option<v1::Order> {
-        Some(order(self.leadership.term, self.task.id, self.task.vm, epoch))
+    /// An order to a node, in the boot that this leader knows of.
+    fn order(&self, node: NodeId, epoch: Epoch) -> Result<Option<v1::Order>> {
+        let (term, task, vm) = (self.leadership.term, self.task.id, self.task.vm);
+        let order = order(term, task, vm, epoch, self.node(node)?);
+        order.map(Some).map_err(Failure::Unknown)
     }
 
     /// The storage that the replicated state names: all controllers must mean the same claims.
@@ -72,7 +75,7 @@ impl<'a> Orders<'a> {
         self.clear_the_way(attempt).await?;
         let vm = self.vm()?;
         let request = v1::PrepareRequest {
-            order: self.order(attempt.epoch),
+            order: self.order(attempt.node, attempt.epoch)?,
             spec: Some((&vm.spec).into()),
             arbiter: vm.arbiter().to_string(),
             storage: self.storage(),
@@ -94,7 +97,8 @@ impl<'a> Orders<'a> {
 
     pub async fn take_over(&self, attempt: Attempt) -> Result<StepEvent> {
         let wait_ms = self.controller.timing.lock_wait_ms;
-        let request = v1::TakeOverRequest { order: self.order(attempt.epoch), wait_ms };
+        let request =
+            v1::TakeOverRequest { order: self.order(attempt.node, attempt.epoch)?, wait_ms };
         let mut agent = self.agent(attempt.node)?;
         let reply = agent.take_over(within(SHORT, request)).await.map_err(failure)?.into_inner();
         Ok(match reply.held {
@@ -104,7 +108,10 @@ impl<'a> Orders<'a> {
     }
 
     pub async fn seal(&self, source: &Runner) -> Result<Sealed> {
-        let request = v1::SealRequest { order: self.order(source.epoch), storage: self.storage() };
+        let request = v1::SealRequest {
+            order: self.order(source.node, source.epoch)?,
+            storage: self.storage(),
+        };
         let mut agent = self.agent(source.node)?;
         let begun = Instant::now();
         let reply = agent.seal(within(SEAL, request)).await.map_err(failure)?.into_inner();
@@ -127,8 +134,10 @@ impl<'a> Orders<'a> {
     }
 
     pub async fn load(&self, attempt: Attempt, file: &StateFileRef) -> Result<StepEvent> {
-        let request =
-            v1::LoadStateRequest { order: self.order(attempt.epoch), file: Some(file.into()) };
+        let request = v1::LoadStateRequest {
+            order: self.order(attempt.node, attempt.epoch)?,
+            file: Some(file.into()),
+        };
         let mut agent = self.agent(attempt.node)?;
         let reply = agent.load_state(within(SHORT, request)).await.map_err(failure)?.into_inner();
         let measures = Measures::from([("load_us".into(), reply.load_us)]);
@@ -136,7 +145,12 @@ impl<'a> Orders<'a> {
     }
 
     /// The source lets go and the attempt comes up, at once: the attempt waits for the locks.
-    pub async fn activate(&self, attempt: Attempt, release: Option<Runner>) -> Result<StepEvent> {
+    pub async fn activate(
+        &self,
+        attempt: Attempt,
+        release: Option<Runner>,
+        file: Option<&StateFileRef>,
+    ) -> Result<StepEvent> {
         let committed_at = self.now_us();
         let release = async {
             if let Some(source) = release {
@@ -147,8 +161,9 @@ impl<'a> Orders<'a> {
             }
         };
         let request = v1::ActivateRequest {
-            order: self.order(attempt.epoch),
+            order: self.order(attempt.node, attempt.epoch)?,
             lock_wait_ms: self.controller.timing.lock_wait_ms,
+            state_hash: file.map(|file| file.hash.to_vec()).unwrap_or_default(),
         };
         let mut agent = self.agent(attempt.node)?;
         let activate = async {
@@ -196,7 +211,7 @@ impl<'a> Orders<'a> {
         file: &StateFileRef,
     ) -> Result<StepEvent> {
         let request = v1::ClaimBackRequest {
-            order: self.order(source.epoch),
+            order: self.order(source.node, source.epoch)?,
             sealed_epoch: sealed.0,
             file: Some(file.into()),
         };
@@ -224,7 +239,7 @@ impl<'a> Orders<'a> {
     }
 
     pub async fn release(&self, attempt: Attempt) -> Result<StepEvent> {
-        let request = v1::ReleaseRequest { order: self.order(attempt.epoch) };
+        let request = v1::ReleaseRequest { order: self.order(attempt.node, attempt.epoch)? };
         let mut agent = self.agent(attempt.node)?;
         let reply = agent.release(within(SHORT, request)).await.map_err(failure)?.into_inner();
         let boot_id: BootId = reply
@@ -240,7 +255,7 @@ impl<'a> Orders<'a> {
             self.controller.observed().vm(self.task.vm, runner.node, runner.boot_id, runner.epoch)
                 == Seen::Ended;
         if !ended {
-            let request = v1::ShutdownVmRequest { order: self.order(runner.epoch) };
+            let request = v1::ShutdownVmRequest { order: self.order(runner.node, runner.epoch)? };
             let mut agent = self.agent(runner.node)?;
             agent.shutdown_vm(within(SHORT, request)).await.map_err(failure)?;
         }
@@ -252,29 +267,21 @@ impl<'a> Orders<'a> {
     /// which this runner's state comes. What is left after that goes with the next start.
     pub async fn sweep(&self, attempt: Attempt, below: Epoch) {
         let Some(last) = below.0.checked_sub(1).filter(|last| *last > 0) else { return };
-        let request = v1::RemoveStateRequest {
-            order: self.order(Epoch(last)),
-            storage: self.storage(),
-            purge: false,
-        };
-        let removed = match self.agent(attempt.node) {
-            Ok(mut agent) => agent.remove_state(within(SHORT, request)).await.map_err(failure),
-            Err(failure) => Err(failure),
-        };
-        if let Err(failure) = removed {
+        if let Err(failure) = self.remove_state(attempt.node, Epoch(last), false).await {
             tracing::warn!(task = self.task.id.0, ?failure, "old state files may be left");
         }
     }
 
-    pub async fn purge(&self, node: NodeId) -> Result<StepEvent> {
-        let vm = self.vm()?;
-        let request = v1::RemoveStateRequest {
-            order: self.order(vm.epoch),
-            storage: self.storage(),
-            purge: true,
-        };
+    /// Removes the sealed state files of the VM up to an epoch; a purge takes its claim with them.
+    async fn remove_state(&self, node: NodeId, up_to: Epoch, purge: bool) -> Result<()> {
+        let order = self.order(node, up_to)?;
+        let request = v1::RemoveStateRequest { order, storage: self.storage(), purge };
         let mut agent = self.agent(node)?;
-        agent.remove_state(within(SHORT, request)).await.map_err(failure)?;
+        agent.remove_state(within(SHORT, request)).await.map(drop).map_err(failure)
+    }
+
+    pub async fn purge(&self, node: NodeId) -> Result<StepEvent> {
+        self.remove_state(node, self.vm()?.epoch, true).await?;
         Ok(StepEvent::Purged)
     }
 
@@ -284,9 +291,17 @@ impl<'a> Orders<'a> {
     }
 }
 
-/// An order outside any task, given by whoever leads now.
-pub fn order(term: u64, task: TaskId, vm: VmId, epoch: Epoch) -> v1::Order {
-    v1::Order { term, task: task.0, vm_id: vm.to_string(), epoch: epoch.0 }
+/// An order to a node in the boot that is known of it, given by whoever leads now.
+pub fn order(
+    term: u64,
+    task: TaskId,
+    vm: VmId,
+    epoch: Epoch,
+    node: &Node,
+) -> std::result::Result<v1::Order, String> {
+    let unknown = || format!("node {} has never registered; start its agent", node.name);
+    let boot_id = node.boot_id.ok_or_else(unknown)?.to_string();
+    Ok(v1::Order { term, task: task.0, vm_id: vm.to_string(), epoch: epoch.0, boot_id })
 }
 
 /// Asks a node whether a VM's files are there and good.
@@ -316,7 +331,8 @@ pub async fn set_paused(
     let node = state.nodes.get(&runner.node);
     let node = node.ok_or_else(|| Status::unavailable("the VM's node is gone"))?;
     let mut agent = controller.links.agent(node).map_err(Status::unavailable)?;
-    let order = Some(order(term, TaskId(0), vm.id, runner.epoch));
+    let order = order(term, TaskId(0), vm.id, runner.epoch, node).map_err(Status::unavailable)?;
+    let order = Some(order);
     match paused {
         true => agent.pause_vm(within(SHORT, v1::PauseVmRequest { order })).await.map(drop),
         false => agent.resume_vm(within(SHORT, v1::ResumeVmRequest { order })).await.map(drop),

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bellwether_core::reconcile::{Stray, strays};
+use bellwether_core::state::Node;
 use bellwether_proto::v1;
 use bellwether_types::TaskId;
 use tokio::task::JoinSet;
+use tonic::Status;
 
 use super::{Leadership, orders};
 use crate::controller::Controller;
@@ -48,18 +50,26 @@ impl Strays {
     }
 }
 
+async fn order_release(
+    controller: &Controller,
+    leadership: Leadership,
+    stray: Stray,
+    node: &Node,
+) -> Result<(), Status> {
+    let order = orders::order(leadership.term, TaskId(0), stray.vm, stray.epoch, node);
+    let order = order.map_err(Status::unavailable)?;
+    let mut request = tonic::Request::new(v1::ReleaseRequest { order: Some(order) });
+    request.set_timeout(RELEASE);
+    let mut agent = controller.links.agent(node).map_err(Status::unavailable)?;
+    agent.release(request).await.map(drop)
+}
+
 async fn release(controller: &Controller, leadership: Leadership, stray: Stray) {
     let state = controller.state();
     let Some(node) = state.nodes.get(&stray.node).filter(|node| node.is_online()) else {
         return tokio::time::sleep(RELEASE / 15).await;
     };
-    let order = orders::order(leadership.term, TaskId(0), stray.vm, stray.epoch);
-    let mut request = tonic::Request::new(v1::ReleaseRequest { order: Some(order) });
-    request.set_timeout(RELEASE);
-    let released = match controller.links.agent(node) {
-        Ok(mut agent) => agent.release(request).await.map(drop),
-        Err(error) => Err(tonic::Status::unavailable(error)),
-    };
+    let released = order_release(controller, leadership, stray, node).await;
     let (node, vm, epoch) = (stray.node.0, stray.vm, stray.epoch.0);
     match released {
         Ok(()) => {

@@ -164,6 +164,12 @@ impl Incarnation {
         }
     }
 
+    /// Whether its guest would go on from this state file, or boot if none is named.
+    pub(crate) fn goes_on_from(&self, hash: Option<[u8; 32]>) -> bool {
+        // A file that may still be loaded would be what it goes on from.
+        self.loaded == hash && (hash.is_some() || self.loading.is_none())
+    }
+
     /// The process has ended. What it sealed stays, unless the guest may have run again after it.
     pub fn end(&mut self, reason: &str) {
         let may_go_on = self.claiming.is_some() || self.phase == Phase::Releasing;
@@ -177,6 +183,11 @@ impl Incarnation {
     /// Whether nobody can say what its guest does: it may have run, and the VMM has yet to tell.
     pub fn is_unknown(&self) -> bool {
         self.uncertain && self.may_have_run && self.is_live()
+    }
+
+    /// Whether it stands before its first Start.
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Prepared | Phase::Locked | Phase::Loaded)
     }
 
     /// The phase before the first Start, from what is locked and loaded.

@@ -174,7 +174,7 @@ impl Machine {
         let (vm, order, epoch) = (self.vm, stamped.order.word(), stamped.epoch);
         let never_ran = self.durable.released.as_ref().and_then(|released| released.never_ran);
         match stamped.order {
-            Order::Activate | Order::ClaimBack { .. } if never_ran == Some(epoch) => {
+            Order::Activate { .. } | Order::ClaimBack { .. } if never_ran == Some(epoch) => {
                 Refusal::NeverRan { vm, order, epoch }
             }
             _ => Refusal::Released { vm, order, epoch, floor: self.durable.floor },
@@ -285,7 +285,15 @@ impl Machine {
             }
             let refusal = self.ended_refusal(order, current);
             let given_up = starts(&stamped.order) && self.give_up(stamped);
-            return if given_up { Ok(Action::GiveUp) } else { Err(refusal) };
+            return if given_up { Ok(Action::GiveUp("its VMM has ended")) } else { Err(refusal) };
+        }
+        if let Order::Activate { hash } = stamped.order
+            && current.is_idle()
+            && !current.goes_on_from(hash)
+        {
+            let why = "its VMM has not loaded the state that the order names";
+            let refusal = Refusal::NotLoaded { vm: self.vm, epoch: stamped.epoch };
+            return if self.give_up(stamped) { Ok(Action::GiveUp(why)) } else { Err(refusal) };
         }
         self.check_task(stamped)?;
         let action = self.action_on(stamped, current)?;
@@ -326,11 +334,11 @@ impl Machine {
             }
             (Order::LoadState { .. }, Prepared | Locked) => Ok(Action::Load),
             (Order::LoadState { .. }, _) => wrong("one that is prepared"),
-            (Order::Activate, Prepared | Locked | Loaded) => Ok(Action::Start),
-            (Order::Activate, Active) => {
+            (Order::Activate { .. }, Prepared | Locked | Loaded) => Ok(Action::Start),
+            (Order::Activate { .. }, Active) => {
                 Ok(Action::Answer(Answer::Activated(current.activated.unwrap_or_default())))
             }
-            (Order::Activate, _) => wrong("one that is prepared, locked or loaded"),
+            (Order::Activate { .. }, _) => wrong("one that is prepared, locked or loaded"),
             (Order::Seal, Active) => Ok(Action::Save),
             (Order::Seal, Sealed) => match &current.sealed {
                 Some(sealed) => Ok(Action::Answer(Answer::Sealed(sealed.clone()))),
@@ -493,7 +501,7 @@ impl Machine {
         let Some(current) = &mut self.current else { return };
         match order {
             Order::Prepare { .. } => self.current = None,
-            Order::Activate => {
+            Order::Activate { .. } => {
                 current.phase = current.idle_phase();
                 // The VMM says that it did not run, and no earlier start is unaccounted for.
                 current.may_have_run = current.start_lost;
@@ -508,7 +516,7 @@ impl Machine {
 
 /// Whether the order lets the guest run.
 fn starts(order: &Order) -> bool {
-    matches!(order, Order::Activate | Order::ClaimBack { .. })
+    matches!(order, Order::Activate { .. } | Order::ClaimBack { .. })
 }
 
 /// The epoch that the incarnation must have for the order to be about it. A claim back names the

@@ -1,6 +1,8 @@
 //! The orders of the controller as values, what the agent does about them, and how they end.
 
-use bellwether_types::{Arbiter, Epoch, StateFileRef};
+use bellwether_types::{Arbiter, BootId, Epoch, StateFileRef, VmId};
+
+use crate::refusal::Refusal;
 
 /// What the controller's leader wants of one VM on this node (see `agent.proto`).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -16,7 +18,10 @@ pub enum Order {
         hash: [u8; 32],
     },
     /// Run the guest.
-    Activate,
+    Activate {
+        /// The state file from which it goes on; none when it boots.
+        hash: Option<[u8; 32]>,
+    },
     /// Stop the guest and seal its state on the storage.
     Seal,
     /// Run a guest that was sealed here, under the order's higher epoch.
@@ -41,7 +46,7 @@ impl Order {
             Self::Prepare { .. } => "prepare",
             Self::TakeOver => "take-over",
             Self::LoadState { .. } => "load-state",
-            Self::Activate => "activate",
+            Self::Activate { .. } => "activate",
             Self::Seal => "seal",
             Self::ClaimBack { .. } => "claim-back",
             Self::Release => "release",
@@ -62,7 +67,21 @@ pub struct Stamped {
     /// The task on whose behalf; 0 for none.
     pub task: u64,
     pub epoch: Epoch,
+    /// The boot of the host for which the order was decided.
+    pub boot: BootId,
     pub order: Order,
+}
+
+impl Stamped {
+    /// An order that arrives in another boot than it was meant for is refused: the floor that
+    /// would have refused it went with the boot (docs/model.md, `OrdersWithoutBoot`).
+    pub fn check_boot(&self, vm: VmId, here: BootId) -> Result<(), Refusal> {
+        let (order, meant) = (self.order.word(), self.boot);
+        match meant == here {
+            true => Ok(()),
+            false => Err(Refusal::OtherBoot { vm, order, meant, here }),
+        }
+    }
 }
 
 /// Microseconds of an activation; see `ActivateTimings` in `vm.proto`.
@@ -137,8 +156,9 @@ pub enum Action {
     ClaimBack,
     /// Stop, kill and reap the VMM; the raised floor is made durable before the answer.
     Release,
-    /// The VMM has ended before the guest could run: release it, so that it never will.
-    GiveUp,
+    /// The guest cannot run and has not run, for this reason: release its VMM, so that it never
+    /// will.
+    GiveUp(&'static str),
     Pause,
     Resume,
     Shutdown,

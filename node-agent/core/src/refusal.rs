@@ -1,6 +1,6 @@
 //! Why an order is not carried out. The texts reach the administrator through the task's error.
 
-use bellwether_types::{Epoch, VmId};
+use bellwether_types::{BootId, Epoch, VmId};
 
 use crate::incarnation::Phase;
 
@@ -12,6 +12,11 @@ pub enum Refusal {
          term {seen}; the newer leader decides"
     )]
     OldTerm { vm: VmId, order: &'static str, term: u64, seen: u64 },
+    #[error(
+        "{order} of VM {vm} is meant for the boot {meant} of this host, but this is the boot {here}; \
+         the controllers learn of it when the node registers, then ask again"
+    )]
+    OtherBoot { vm: VmId, order: &'static str, meant: BootId, here: BootId },
     #[error(
         "seal of VM {vm} under epoch {epoch}: it is for task {task}, but this node has sealed the \
          VM for task {seen}; the newer task decides"
@@ -53,6 +58,11 @@ pub enum Refusal {
     )]
     OtherFile { vm: VmId, epoch: Epoch },
     #[error(
+        "activate of VM {vm} under epoch {epoch}: its VMM has not loaded the state that the order \
+         names, and may have run; release it and prepare it again"
+    )]
+    NotLoaded { vm: VmId, epoch: Epoch },
+    #[error(
         "{order} of VM {vm} under epoch {epoch}: an earlier order ended without an answer and the \
          VMM does not tell its state; outcome unknown, ask again or release it"
     )]
@@ -83,9 +93,10 @@ impl Refusal {
     pub fn kind(&self) -> RefusalKind {
         match self {
             Self::NeverRan { .. } => RefusalKind::NeverRan,
-            Self::Uncertain { .. } | Self::NoLease { .. } | Self::NotRegistered { .. } => {
-                RefusalKind::Passing
-            }
+            Self::OtherBoot { .. }
+            | Self::Uncertain { .. }
+            | Self::NoLease { .. }
+            | Self::NotRegistered { .. } => RefusalKind::Passing,
             _ => RefusalKind::Lasting,
         }
     }

@@ -8,10 +8,17 @@ use bellwether_agent_core::{
     Action, ActivateTimings, Answer, Durable, Incarnation, Machine, Order, Outcome, Phase, Refusal,
     SaveTimings, SealedState, Stamped, Standing, VmmSight, VmmState,
 };
-use bellwether_types::{Arbiter, Epoch, StateFileRef, VmId};
+use bellwether_types::{Arbiter, BootId, Epoch, StateFileRef, VmId};
 use proptest::prelude::*;
 
 const WELL: Standing = Standing { lease_live: true, contact_recent: true, term: 0 };
+
+/// An activation that goes on from no state file.
+const BOOT_UP: Order = Order::Activate { hash: None };
+
+fn boot() -> BootId {
+    BootId::from_uuid(uuid::Uuid::from_u128(1))
+}
 
 fn vm() -> VmId {
     VmId::from_uuid(uuid::Uuid::from_u128(7))
@@ -23,6 +30,7 @@ struct Process {
     state: VmmState,
     epoch: Epoch,
     locked: bool,
+    loaded: Option<[u8; 32]>,
 }
 
 /// What really exists on the node.
@@ -185,11 +193,11 @@ impl World {
             self.persist();
         }
         let outcome = match action {
-            Action::GiveUp => self.given_up(stamped),
+            Action::GiveUp(_) => self.given_up(stamped),
             action => self.execute(stamped, &action, fate),
         };
         self.machine.complete(stamped, &outcome);
-        let starts = matches!(stamped.order, Order::Activate | Order::ClaimBack { .. });
+        let starts = matches!(stamped.order, Order::Activate { .. } | Order::ClaimBack { .. });
         if outcome == Outcome::Failed && starts && self.machine.give_up(stamped) {
             self.persist();
             let outcome = self.given_up(stamped);
@@ -252,7 +260,8 @@ impl World {
 
     fn apply(&mut self, stamped: &Stamped, action: &Action) -> Answer {
         if matches!(action, Action::Prepare { .. }) {
-            let process = Process { state: VmmState::Created, epoch: Epoch(0), locked: false };
+            let process =
+                Process { state: VmmState::Created, epoch: Epoch(0), locked: false, loaded: None };
             let old = self.processes.insert(stamped.epoch, process);
             assert!(old.is_none(), "a second process in the directory of epoch {}", stamped.epoch);
             return Answer::Prepared { prepare_us: 11 };
@@ -268,10 +277,14 @@ impl World {
                 Answer::TakenOver
             }
             Action::Load => {
+                let Order::LoadState { hash } = stamped.order else { unreachable!() };
+                process.loaded = Some(hash);
                 process.state = VmmState::Loaded;
                 Answer::Loaded { load_us: 12 }
             }
             Action::Start => {
+                let Order::Activate { hash } = stamped.order else { unreachable!() };
+                assert_eq!(process.loaded, hash, "a guest that goes on from something else");
                 process.locked = true;
                 process.epoch = stamped.epoch;
                 process.state = VmmState::Running;
@@ -320,7 +333,8 @@ fn orders() -> impl Strategy<Value = Order> {
         2 => Just(Order::TakeOver),
         2 => Just(Order::LoadState { hash: [1; 32] }),
         1 => Just(Order::LoadState { hash: [2; 32] }),
-        4 => Just(Order::Activate),
+        3 => Just(BOOT_UP),
+        3 => Just(Order::Activate { hash: Some([1; 32]) }),
         4 => Just(Order::Seal),
         4 => (0_u64..5).prop_map(|epoch| Order::ClaimBack { sealed_epoch: Epoch(epoch) }),
         2 => Just(Order::Release),
@@ -343,6 +357,7 @@ fn stamped() -> impl Strategy<Value = Stamped> {
         term,
         task: 0,
         epoch: Epoch(epoch),
+        boot: boot(),
         order,
     })
 }
@@ -396,7 +411,7 @@ proptest! {
                 other => other,
             });
         }
-        let newest = Stamped { term: late.term + 1, epoch: Epoch(9), order: Order::Pause, task: 0 };
+        let newest = Stamped { term: late.term + 1, epoch: Epoch(9), boot: boot(), order: Order::Pause, task: 0 };
         world.step(&Step::Order(newest, Fate::Works));
         let before = world.machine.clone();
         let answer = world.step(&Step::Order(late, Fate::Works));
@@ -407,7 +422,7 @@ proptest! {
 }
 
 fn give(machine: &mut Machine, epoch: u64, order: Order) -> Result<Action, Refusal> {
-    machine.admit(&Stamped { term: 1, task: 0, epoch: Epoch(epoch), order }, WELL)
+    machine.admit(&Stamped { term: 1, task: 0, epoch: Epoch(epoch), boot: boot(), order }, WELL)
 }
 
 fn prepare() -> Order {
@@ -419,7 +434,7 @@ fn load(hash: u8) -> Order {
 }
 
 fn carry_out(world: &mut World, epoch: u64, order: Order) -> Answer {
-    let stamped = Stamped { term: 1, task: 0, epoch: Epoch(epoch), order };
+    let stamped = Stamped { term: 1, task: 0, epoch: Epoch(epoch), boot: boot(), order };
     let answer = world.step(&Step::Order(stamped.clone(), Fate::Works));
     answer.unwrap_or_else(|| panic!("{stamped:?} has no answer")).expect("an admitted order")
 }
@@ -428,7 +443,7 @@ fn carry_out(world: &mut World, epoch: u64, order: Order) -> Answer {
 fn a_lower_incarnation_that_runs_is_in_the_way() {
     let mut world = World::new();
     carry_out(&mut world, 1, prepare());
-    carry_out(&mut world, 1, Order::Activate);
+    carry_out(&mut world, 1, BOOT_UP);
     let refusal = give(&mut world.machine, 2, prepare()).unwrap_err();
     assert!(refusal.to_string().contains("epoch 1 still lives on this node (active)"));
     carry_out(&mut world, 1, Order::Release);
@@ -448,7 +463,7 @@ fn a_lower_incarnation_that_never_ran_is_replaced() {
 fn a_claim_back_is_answered_twice_and_moves_the_epoch() {
     let mut world = World::new();
     carry_out(&mut world, 1, prepare());
-    carry_out(&mut world, 1, Order::Activate);
+    carry_out(&mut world, 1, BOOT_UP);
     carry_out(&mut world, 1, Order::Seal);
     let back = || Order::ClaimBack { sealed_epoch: Epoch(1) };
     let first = carry_out(&mut world, 2, back());
@@ -474,8 +489,9 @@ fn a_release_of_a_lower_epoch_spares_the_higher_one() {
 fn an_agent_that_died_in_a_release_finishes_it() {
     let mut world = World::new();
     carry_out(&mut world, 1, prepare());
-    carry_out(&mut world, 1, Order::Activate);
-    let release = Stamped { term: 1, task: 0, epoch: Epoch(1), order: Order::Release };
+    carry_out(&mut world, 1, BOOT_UP);
+    let release =
+        Stamped { term: 1, task: 0, epoch: Epoch(1), boot: boot(), order: Order::Release };
     assert_eq!(world.machine.admit(&release, WELL), Ok(Action::Release));
     world.persist();
     world.step(&Step::AgentCrashes);
@@ -486,7 +502,7 @@ fn an_agent_that_died_in_a_release_finishes_it() {
 fn a_refused_start_is_given_up_for_good() {
     let mut world = World::new();
     carry_out(&mut world, 1, prepare());
-    let activate = Stamped { term: 1, task: 0, epoch: Epoch(1), order: Order::Activate };
+    let activate = Stamped { term: 1, task: 0, epoch: Epoch(1), boot: boot(), order: BOOT_UP };
     world.step(&Step::Order(activate.clone(), Fate::Fails));
     assert!(world.processes.is_empty());
     world.step(&Step::AgentCrashes);
@@ -498,7 +514,7 @@ fn a_refused_start_is_given_up_for_good() {
 fn a_start_that_went_unanswered_is_never_given_up() {
     let mut world = World::new();
     carry_out(&mut world, 1, prepare());
-    let activate = Stamped { term: 1, task: 0, epoch: Epoch(1), order: Order::Activate };
+    let activate = Stamped { term: 1, task: 0, epoch: Epoch(1), boot: boot(), order: BOOT_UP };
     world.step(&Step::Order(activate.clone(), Fate::UndoneUnanswered));
     // Neither an agent that saw no answer nor its successor may trust a later refusal.
     for between in [Step::StatusSeen, Step::AgentCrashes] {
@@ -519,11 +535,16 @@ fn activation_needs_what_the_arbiter_says() {
         [(Arbiter::Lease, no_lease), (Arbiter::Lease, no_contact), (Arbiter::Storage, no_contact)]
     {
         let mut machine = Machine::new(vm(), Durable::default());
-        let order =
-            Stamped { term: 1, task: 0, epoch: Epoch(1), order: Order::Prepare { arbiter } };
+        let order = Stamped {
+            term: 1,
+            task: 0,
+            epoch: Epoch(1),
+            boot: boot(),
+            order: Order::Prepare { arbiter },
+        };
         machine.admit(&order, WELL).unwrap();
         machine.complete(&order, &Outcome::Done(Answer::Prepared { prepare_us: 1 }));
-        let activate = Stamped { order: Order::Activate, ..order };
+        let activate = Stamped { order: BOOT_UP, ..order };
         assert!(machine.admit(&activate, standing).is_err());
         assert_eq!(machine.admit(&activate, WELL), Ok(Action::Start));
     }
@@ -534,7 +555,7 @@ fn a_load_whose_answer_was_lost_is_answered_when_it_is_repeated() {
     for between in [Step::StatusSeen, Step::AgentCrashes] {
         let mut world = World::new();
         carry_out(&mut world, 1, prepare());
-        let stamped = Stamped { term: 1, task: 0, epoch: Epoch(1), order: load(1) };
+        let stamped = Stamped { term: 1, task: 0, epoch: Epoch(1), boot: boot(), order: load(1) };
         world.step(&Step::Order(stamped, Fate::DoneUnanswered));
         world.step(&between);
         let again = give(&mut world.machine, 1, load(1));
@@ -548,7 +569,8 @@ fn a_load_whose_answer_was_lost_is_answered_when_it_is_repeated() {
 fn a_load_that_may_still_arrive_keeps_other_files_out() {
     let mut world = World::new();
     carry_out(&mut world, 1, prepare());
-    let load = |hash| Stamped { term: 1, task: 0, epoch: Epoch(1), order: load(hash) };
+    let load =
+        |hash| Stamped { term: 1, task: 0, epoch: Epoch(1), boot: boot(), order: load(hash) };
     world.step(&Step::Order(load(1), Fate::Fails));
     world.step(&Step::Order(load(2), Fate::UndoneUnanswered));
     world.step(&Step::StatusSeen);
@@ -563,8 +585,8 @@ fn a_load_that_may_still_arrive_keeps_other_files_out() {
 fn the_late_seal_of_a_task_that_is_over_is_refused() {
     let mut world = World::new();
     carry_out(&mut world, 1, prepare());
-    carry_out(&mut world, 1, Order::Activate);
-    let seal = |task| Stamped { term: 1, task, epoch: Epoch(1), order: Order::Seal };
+    carry_out(&mut world, 1, BOOT_UP);
+    let seal = |task| Stamped { term: 1, task, epoch: Epoch(1), boot: boot(), order: Order::Seal };
     world.step(&Step::Order(seal(4), Fate::Fails));
     for between in [Step::StatusSeen, Step::AgentCrashes] {
         world.step(&between);
@@ -580,7 +602,8 @@ fn the_late_seal_of_a_task_that_is_over_is_refused() {
 #[test]
 fn a_term_that_the_node_heard_of_elsewhere_counts() {
     let mut machine = Machine::new(vm(), Durable::default());
-    let stamped = Stamped { term: 4, task: 0, epoch: Epoch(1), order: Order::Release };
+    let stamped =
+        Stamped { term: 4, task: 0, epoch: Epoch(1), boot: boot(), order: Order::Release };
     let refused = machine.admit(&stamped, Standing { term: 5, ..WELL });
     assert!(matches!(refused, Err(Refusal::OldTerm { seen: 5, .. })), "{refused:?}");
     assert_eq!(machine, Machine::new(vm(), Durable::default()));
@@ -590,8 +613,9 @@ fn a_term_that_the_node_heard_of_elsewhere_counts() {
 fn a_vmm_that_ends_after_its_release_gave_up_completes_it() {
     let mut world = World::new();
     carry_out(&mut world, 1, prepare());
-    carry_out(&mut world, 1, Order::Activate);
-    let release = Stamped { term: 1, task: 0, epoch: Epoch(1), order: Order::Release };
+    carry_out(&mut world, 1, BOOT_UP);
+    let release =
+        Stamped { term: 1, task: 0, epoch: Epoch(1), boot: boot(), order: Order::Release };
     world.step(&Step::Order(release.clone(), Fate::UndoneUnanswered));
     assert!(world.machine.is_releasing());
     // Where the floor cannot be made durable, it has ended all the same, and is not releasing.
@@ -610,7 +634,7 @@ fn a_vmm_that_ends_after_its_release_gave_up_completes_it() {
 /// Runs the guest under epoch 1 and seals it.
 fn sealed_world() -> World {
     let mut world = World::new();
-    for order in [prepare(), Order::Activate, Order::Seal] {
+    for order in [prepare(), BOOT_UP, Order::Seal] {
         carry_out(&mut world, 1, order);
     }
     world
@@ -635,7 +659,7 @@ fn a_file_after_which_the_guest_may_have_gone_on_is_not_told() {
         for crash in [true, false] {
             let mut world = sealed_world();
             let order = Order::ClaimBack { sealed_epoch: Epoch(1) };
-            let back = Stamped { term: 1, task: 0, epoch: Epoch(2), order };
+            let back = Stamped { term: 1, task: 0, epoch: Epoch(2), boot: boot(), order };
             world.step(&Step::Order(back, fate));
             world.step(&Step::VmmDies);
             if crash {

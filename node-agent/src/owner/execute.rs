@@ -110,7 +110,7 @@ impl Owner {
             (Action::Answer(answer), _) => Ok(Reply::Answer(answer)),
             (Action::Prepare { .. }, _) => self.prepare(command).await,
             (Action::Release, _) => self.release().await,
-            (Action::GiveUp, _) => self.give_up(command, "its VMM has ended").await,
+            (Action::GiveUp(why), _) => self.give_up(command, why).await,
             (Action::Lock, Details::TakeOver { wait }) => self.lock(command, *wait).await,
             (Action::Load, Details::LoadState { file }) => self.load(command, file).await,
             (Action::Start, Details::Activate { lock_wait }) => {

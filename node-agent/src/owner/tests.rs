@@ -39,12 +39,11 @@ fn releasing(node: &Arc<Node>) -> (Owner, std::process::Child) {
     let standing =
         bellwether_agent_core::Standing { lease_live: true, contact_recent: true, term: 0 };
     let arbiter = Arbiter::Storage;
-    let stamped =
-        |order: Order| bellwether_agent_core::Stamped { term: 1, task: 0, epoch: Epoch(4), order };
+    let stamped = |order| Stamped { term: 1, task: 0, epoch: Epoch(4), boot: node.boot_id, order };
     let prepare = stamped(Order::Prepare { arbiter });
     owner.machine.admit(&prepare, standing).unwrap();
     owner.machine.complete(&prepare, &Outcome::Done(Answer::Prepared { prepare_us: 1 }));
-    owner.machine.admit(&stamped(Order::Activate), standing).unwrap();
+    owner.machine.admit(&stamped(Order::Activate { hash: None }), standing).unwrap();
     let release = stamped(Order::Release);
     assert_eq!(owner.machine.admit(&release, standing), Ok(Action::Release));
     owner.machine.complete(&release, &Outcome::Unknown);

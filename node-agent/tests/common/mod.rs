@@ -166,7 +166,7 @@ impl Lab {
             environment: vec![],
         };
         lab.write_member(api);
-        lab.set_boot_id(1);
+        lab.set_boot_id(FIRST_BOOT);
         lab
     }
 
@@ -219,8 +219,7 @@ impl Lab {
         self.runtime().join(format!("vms/{vm}.{epoch}"))
     }
     pub fn set_boot_id(&self, boot: u128) {
-        let id = uuid::Uuid::from_u128(boot).to_string();
-        std::fs::write(self.dir.path().join("boot_id"), id).unwrap();
+        std::fs::write(self.dir.path().join("boot_id"), boot_id(boot)).unwrap();
     }
 
     pub fn start_agent(&mut self) {
@@ -327,8 +326,20 @@ impl Lab {
         Ok(self.client.prepare(request).await?.into_inner().prepare_us)
     }
 
+    /// Boots the guest.
     pub async fn activate(&mut self, vm: &str, epoch: u64) -> Result<v1::ActivateReply, Status> {
-        let request = v1::ActivateRequest { order: order(vm, epoch), lock_wait_ms: 0 };
+        self.activate_from(vm, epoch, &[]).await
+    }
+
+    /// Lets the guest go on from the state file with this hash.
+    pub async fn activate_from(
+        &mut self,
+        vm: &str,
+        epoch: u64,
+        hash: &[u8],
+    ) -> Result<v1::ActivateReply, Status> {
+        let (order, state_hash) = (order(vm, epoch), hash.to_vec());
+        let request = v1::ActivateRequest { order, lock_wait_ms: 0, state_hash };
         Ok(self.client.activate(request).await?.into_inner())
     }
 
@@ -384,7 +395,14 @@ pub fn order(vm: &str, epoch: u64) -> Option<v1::Order> {
 }
 
 pub fn order_of(vm: &str, epoch: u64, term: u64) -> Option<v1::Order> {
-    Some(v1::Order { term, task: 3, vm_id: vm.into(), epoch })
+    Some(v1::Order { term, task: 3, vm_id: vm.into(), epoch, boot_id: boot_id(FIRST_BOOT) })
+}
+
+/// The boot in which a lab begins; orders are meant for it unless a test says otherwise.
+pub const FIRST_BOOT: u128 = 1;
+
+pub fn boot_id(boot: u128) -> String {
+    uuid::Uuid::from_u128(boot).to_string()
 }
 
 pub fn spec(cmdline: &str) -> v1::VmSpec {

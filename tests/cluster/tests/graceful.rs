@@ -85,7 +85,8 @@ async fn console(cluster: &Cluster, guests: &Guests) -> Result<()> {
 
 async fn pause(cluster: &Cluster, guests: &Guests) -> Result<()> {
     let bell = cluster.bell();
-    bell.text(&["vm", "pause", "web"]).await?;
+    let said = bell.text(&["vm", "pause", "web"]).await?;
+    ensure!(said.contains("paused"), "the answer tells the state before the pause: {said}");
     cluster.admin().settled("web", &["paused"], SOON).await?;
     wait_for("the guest to stand still", SOON, async || {
         Ok(cluster.running_instances(guests.web.vm_id()).await.is_empty().then_some(()))

@@ -1,4 +1,4 @@
-//! What the leader commits: the transitions of `controller/core/src/apply/steps.rs`.
+//! What the leader commits: the transitions of `controller/core/src/apply/{steps,seal}.rs`.
 //!
 //! A commit is one transition here: Raft's own order is taken for granted. Whatever the leader may
 //! conclude from reports, it may conclude here at any time if some report could say so.

@@ -3,6 +3,7 @@
 mod members;
 mod quarantine;
 mod rules;
+mod seal;
 mod steps;
 mod vms;
 

@@ -3,6 +3,7 @@
 use bellwether_types::{FenceProof, NodeId, RestartPolicy, StateFileRef, TaskId};
 
 use super::rules::may_restart;
+use super::seal::{ClaimedBack, claimed_back, saved, sealed};
 use super::{About, Applied};
 use crate::command::Outcome;
 use crate::reconcile::BY_CLUSTER;
@@ -22,7 +23,7 @@ const RAN_WELL_MS: u64 = 300_000;
 const DRAIN_PAUSE_MS: u64 = 5_000;
 
 /// Where a transition leads.
-enum Next {
+pub(super) enum Next {
     Step(Step),
     /// Again after a pause, for this reason; the pause grows with every failed attempt.
     Later(String),
@@ -176,29 +177,6 @@ impl State {
         }
     }
 
-    /// A lost runner turns out to be sealed: its memory is the VM, wherever it goes on.
-    fn recovered(
-        &mut self,
-        at: u64,
-        task: &mut Task,
-        vm: &mut Vm,
-        file: StateFileRef,
-        measures: Measures,
-    ) -> Next {
-        let Place::Revoked(old) = &vm.place else { return Next::Ignore };
-        if file.epoch != old.epoch {
-            return Next::Ignore;
-        }
-        let (path, node) = (file.path.display(), self.node_name(old.node));
-        task.say(at, format!("{node} had sealed it in {path} ({} bytes)", file.bytes));
-        merge(task, measures);
-        vm.place = Place::Sealed { sealer: Some(old.clone()), file };
-        match saga::can_claim_back(self, task, vm) {
-            Some((sealer, file)) => claim_back(vm, &sealer, file, "was sealed".into()),
-            None => Next::Step(Step::Choose),
-        }
-    }
-
     fn prepared(
         &mut self,
         at: u64,
@@ -219,7 +197,7 @@ impl State {
     }
 
     /// Commits that the attempt, and nobody else, may run the VM.
-    fn assign(&mut self, task: &mut Task, vm: &mut Vm, attempt: Attempt) -> Next {
+    pub(super) fn assign(&mut self, task: &mut Task, vm: &mut Vm, attempt: Attempt) -> Next {
         let Some(boot_id) = self.nodes.get(&attempt.node).and_then(|node| node.boot_id) else {
             let error = format!("{} is not registered", self.node_name(attempt.node));
             return Next::Step(Step::Abandon { attempt, error, then: Then::Retry });
@@ -262,32 +240,6 @@ impl State {
         }
     }
 
-    fn loaded(
-        &mut self,
-        at: u64,
-        task: &mut Task,
-        vm: &mut Vm,
-        attempt: Attempt,
-        event: StepEvent,
-    ) -> Next {
-        match event {
-            StepEvent::Loaded { measures } => {
-                merge(task, measures);
-                self.assign(task, vm, attempt)
-            }
-            StepEvent::Failed { error, retry } => match saga::can_claim_back(self, task, vm) {
-                Some((sealer, file)) => {
-                    task.say(at, format!("{error}: the source takes the VM back"));
-                    claim_back(vm, &sealer, file, error)
-                }
-                None => {
-                    self.attempt_failed(at, task, vm, attempt, StepEvent::Failed { error, retry })
-                }
-            },
-            _ => Next::Ignore,
-        }
-    }
-
     fn activated(
         &mut self,
         at: u64,
@@ -325,7 +277,7 @@ impl State {
     }
 
     /// An attempt that never ran is undone; then another node is tried, or the task fails.
-    fn attempt_failed(
+    pub(super) fn attempt_failed(
         &mut self,
         at: u64,
         task: &mut Task,
@@ -382,11 +334,6 @@ struct Activation {
     attempt: Attempt,
     from: Option<Runner>,
     file: Option<StateFileRef>,
-}
-
-struct ClaimedBack {
-    file: StateFileRef,
-    error: String,
 }
 
 fn no_node(task: &mut Task, vm: &mut Vm, reason: String) -> Next {
@@ -446,70 +393,6 @@ fn reinstated(task: &mut Task, vm: &mut Vm) -> Next {
     vm.pending = None;
     task.destination = None;
     Next::Done(format!("false alarm: VM {} never stopped running", vm.spec.name))
-}
-
-fn sealed(at: u64, task: &mut Task, vm: &mut Vm, to: Option<Attempt>, event: StepEvent) -> Next {
-    match event {
-        StepEvent::Sealed { file, measures } => {
-            let Place::Runner(source) = vm.place.clone() else {
-                return Next::Ignore;
-            };
-            merge(task, measures);
-            task.say(at, format!("sealed in {} ({} bytes)", file.path.display(), file.bytes));
-            vm.place = Place::Sealed { file, sealer: Some(source.clone()) };
-            match to {
-                Some(attempt) => Next::Step(Step::Load(attempt)),
-                None => Next::Step(Step::Release(source)),
-            }
-        }
-        StepEvent::Failed { error, .. } => match to {
-            Some(attempt) => Next::Step(Step::Abandon { attempt, error, then: Then::Fail }),
-            None => Next::Failed(error),
-        },
-        _ => Next::Ignore,
-    }
-}
-
-/// Commits that the source may run its sealed VM again, under a higher epoch.
-fn claim_back(vm: &mut Vm, sealer: &Runner, file: StateFileRef, error: String) -> Next {
-    let source = Attempt { node: sealer.node, epoch: vm.next_epoch() };
-    vm.place = Place::Runner(Runner { epoch: source.epoch, ..sealer.clone() });
-    Next::Step(Step::ClaimBack { source, sealed: sealer.epoch, file, error })
-}
-
-fn claimed_back(
-    task: &mut Task,
-    vm: &mut Vm,
-    source: Attempt,
-    what: ClaimedBack,
-    event: StepEvent,
-) -> Next {
-    match event {
-        StepEvent::ClaimedBack { measures } => {
-            merge(task, measures);
-            vm.desired = Desired::Running;
-            vm.pending = None;
-            let name = &vm.spec.name;
-            match task.kind {
-                TaskKind::Failover => {
-                    Next::Done(format!("VM {name} goes on where it was sealed, with its memory"))
-                }
-                _ => Next::Failed(format!("{}; VM {name} goes on at the source", what.error)),
-            }
-        }
-        // It did not run again, so the sealed file still is the VM.
-        StepEvent::Failed { error, .. } => {
-            vm.place = Place::Sealed { file: what.file, sealer: None };
-            vm.desired = Desired::Running;
-            task.step = Step::Choose;
-            Next::Later(format!("the source could not take the VM back: {error}"))
-        }
-        StepEvent::TimedOut => {
-            let error = "it is not known whether the source took the VM back".to_string();
-            Next::Step(Step::Reap { attempt: source, error })
-        }
-        _ => Next::Ignore,
-    }
 }
 
 /// The attempt is proven gone, and it may have run: its memory is lost, as after a crash.
@@ -586,15 +469,6 @@ fn after_its_end(at: u64, started_at: u64, vm: &mut Vm, reason: &str) {
     }
 }
 
-fn saved(vm: &mut Vm) -> Next {
-    if let Place::Sealed { sealer, .. } = &mut vm.place {
-        *sealer = None;
-    }
-    vm.desired = Desired::Saved;
-    vm.pending = None;
-    Next::Done(format!("VM {} is saved", vm.spec.name))
-}
-
 /// What a task that gives up leaves behind, so that the reconciler does not start it over at once.
 fn fail(vm: &mut Vm, error: String) -> String {
     match &vm.place {
@@ -638,6 +512,6 @@ fn backoff_ms(failures: u32) -> u64 {
     }
 }
 
-fn merge(task: &mut Task, measures: Measures) {
+pub(super) fn merge(task: &mut Task, measures: Measures) {
     task.measures.extend(measures);
 }

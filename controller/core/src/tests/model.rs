@@ -341,7 +341,7 @@ impl Model {
             },
             Action::Seal { source, .. } => self.seal(vm, source.node, source.epoch),
             Action::Load { attempt, file } => self.load(vm, attempt, &file),
-            Action::Activate { attempt, release } => {
+            Action::Activate { attempt, release, .. } => {
                 if let Some(source) = release.filter(|source| self.reachable(source.node)) {
                     self.release(vm, Attempt { node: source.node, epoch: source.epoch });
                 }

@@ -29,8 +29,8 @@ pub enum StoreError {
     NewerFormat { found: u32, supported: u32 },
     /// Whoever forgets his vote could give it twice in one term.
     #[error(
-        "open raft database {path}: it is gone or empty, but this controller has taken part in \
-         its cluster before ({marker} says so). Put the data directory back as it was last. If it \
+        "open raft database {path}: it is gone or empty, but this controller may have taken part \
+         in its cluster before (a whole database, or {marker}, was here). Put the data directory back as it was last. If it \
          is lost, never start this identity again: move {dir} away and join a controller under \
          another name with a new token (`bell cluster join-token --role controller`)",
         path = path.display(), marker = marker.display(), dir = dir.display()

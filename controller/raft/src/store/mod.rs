@@ -109,14 +109,16 @@ impl Store {
         let path = data_dir.join(DATABASE_FILE);
         make_directory(data_dir)?;
         let marker = Marker::beside(&path);
-        if !path.exists() {
-            marker.require_absent(&path)?;
-            make_database(data_dir, &path, &options)?;
+        // A database has its name only once it is complete, so an empty one was lost.
+        match fs::metadata(&path).map(|file| file.len()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                marker.require_absent(&path)?;
+                make_database(data_dir, &path, &options)?;
+            }
+            Ok(0) => return Err(marker.lost(&path)),
+            _ => {}
         }
         let db = builder(&options).open(&path).map_err(|error| open_error(path.clone(), error))?;
-        if read(&db, tables::read_format)?.is_none() {
-            marker.require_absent(&path)?;
-        }
         let store = Self::from_database(db, options)?;
         // Before anything can be promised to anybody, and after the database is whole.
         marker.set()?;
@@ -208,11 +210,12 @@ impl Marker {
 
     /// For a database that is not there, or has never been written.
     fn require_absent(&self, path: &Path) -> Result<(), StoreError> {
-        if !self.0.exists() {
-            return Ok(());
-        }
+        if self.0.exists() { Err(self.lost(path)) } else { Ok(()) }
+    }
+
+    fn lost(&self, path: &Path) -> StoreError {
         let dir = path.parent().unwrap_or(path).to_owned();
-        Err(StoreError::Lost { path: path.to_owned(), marker: self.0.clone(), dir })
+        StoreError::Lost { path: path.to_owned(), marker: self.0.clone(), dir }
     }
 
     fn set(&self) -> Result<(), StoreError> {

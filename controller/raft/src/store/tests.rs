@@ -77,8 +77,8 @@ async fn a_controller_that_lost_its_database_does_not_start() {
 #[tokio::test]
 async fn a_start_that_was_cut_short_is_no_lost_database() {
     let dir = tempfile::tempdir().unwrap();
-    // The file was made and nothing was written; and a database of a release without the marker.
-    std::fs::write(dir.path().join(DATABASE_FILE), "").unwrap();
+    // Before the database had its name, and before the marker was set.
+    std::fs::write(dir.path().join("raft.redb.new"), "half").unwrap();
     open_store(dir.path()).close().await.unwrap();
     std::fs::remove_file(dir.path().join(MARKER_FILE)).unwrap();
     open_store(dir.path()).close().await.unwrap();

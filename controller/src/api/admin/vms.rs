@@ -122,7 +122,14 @@ impl AdminApi {
         let committed = commit(&self.controller, change).await?;
         // Intent first: should this leader die now, asking again does the rest.
         match orders::set_paused(&self.controller, &found, paused).await {
-            Ok(()) => self.vm_reply(&found, 0),
+            Ok(()) => {
+                if let Some(runner) = found.place.runner() {
+                    self.controller.note(|observed| {
+                        observed.note_paused(runner.node, found.id, runner.epoch, paused);
+                    });
+                }
+                self.vm_reply(&found, 0)
+            }
             // It may have been done, so the intent stays; asking again does the rest.
             Err(status) if orders::is_unknown(status.code()) => {
                 let word = if paused { "pause" } else { "resume" };

@@ -33,7 +33,7 @@ impl Owner {
             (Action::Answer(answer), _) => Ok(self.answer(answer)),
             (Action::Prepare { .. }, _) => self.prepare(order).await,
             (Action::Release, _) => self.release().await,
-            (Action::GiveUp, _) => self.give_up(order, "its VMM has ended").await,
+            (Action::GiveUp(why), _) => self.give_up(order, why).await,
             (Action::Lock, Details::TakeOver { wait_ms }) => self.lock(order, *wait_ms).await,
             (Action::Load, Details::LoadState { file }) => self.load(order, file).await,
             (Action::Start, Details::Activate { wait_ms }) => self.activate(order, *wait_ms).await,

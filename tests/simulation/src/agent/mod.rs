@@ -126,6 +126,9 @@ fn listen(agent: &This) {
 
 /// Gives an order to the owner of its VM.
 async fn take(this: This, order: Order, responder: Responder) {
+    if let Err(refusal) = order.stamped.check_boot(order.vm, this.boot) {
+        return responder.answer(Err(this.refuse(&refusal)));
+    }
     if let Err(status) = this.check_term(&order).await {
         return responder.answer(Err(status));
     }
@@ -274,6 +277,7 @@ impl Agent {
     /// A refusal under the code that tells the controller what to make of it.
     pub fn refuse(&self, refusal: &Refusal) -> Status {
         let word = match refusal {
+            Refusal::OtherBoot { .. } => "other boot",
             Refusal::OldTerm { .. } => "old term",
             Refusal::OldTask { .. } => "old task",
             Refusal::Released { .. } => "released",
@@ -284,6 +288,7 @@ impl Agent {
             Refusal::WrongPhase { .. } => "wrong phase",
             Refusal::Ended { .. } => "ended",
             Refusal::OtherFile { .. } => "other file",
+            Refusal::NotLoaded { .. } => "not loaded",
             Refusal::Uncertain { .. } => "uncertain",
             Refusal::NoLease { .. } => "no lease",
             Refusal::NotRegistered { .. } => "not registered",

@@ -374,6 +374,6 @@ impl Owner {
     }
 
     pub fn starts(order: &Order) -> bool {
-        matches!(order.stamped.order, What::Activate | What::ClaimBack { .. })
+        matches!(order.stamped.order, What::Activate { .. } | What::ClaimBack { .. })
     }
 }

@@ -142,7 +142,9 @@ async fn give(orders: &Orders<'_>, action: Action) -> Result<StepEvent, Failure>
         Action::Prepare(attempt) => orders.prepare(attempt).await,
         Action::TakeOver(attempt) => orders.take_over(attempt).await,
         Action::Load { attempt, file } => orders.load(attempt, &file).await,
-        Action::Activate { attempt, release } => orders.activate(attempt, release).await,
+        Action::Activate { attempt, release, file } => {
+            orders.activate(attempt, release, file).await
+        }
         Action::ClaimBack { source, sealed, file } => {
             orders.claim_back(source, sealed, &file).await
         }

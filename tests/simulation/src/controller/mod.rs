@@ -16,7 +16,7 @@ use bellwether_core::command::Change;
 use bellwether_core::contact::{Contact, Next};
 use bellwether_core::task::TaskRequest;
 use bellwether_core::{Command, Observed, Outcome, Place, State};
-use bellwether_types::VmId;
+use bellwether_types::{BootId, NodeId, VmId};
 
 use crate::kernel::{HostId, MS, Nanos, ProcId, SECOND};
 use crate::net::{Address, Responder};
@@ -144,6 +144,12 @@ impl Controller {
         self.raft.state()
     }
 
+    /// The boot of a node that this controller knows of; no agent is in the nil one.
+    fn boot_of(&self, node: NodeId) -> BootId {
+        let known = self.state().nodes.get(&node).and_then(|node| node.boot_id);
+        known.unwrap_or(BootId::from_uuid(uuid::Uuid::nil()))
+    }
+
     /// Milliseconds since 1970 as they were at the start, carried on by the monotonic clock.
     fn now_ms(&self) -> u64 {
         self.base_ms + (self.world.kernel.monotonic(self.host()) - self.started) / MS
@@ -246,7 +252,8 @@ impl Controller {
         };
         let term = self.raft.confirm().await.ok_or_else(|| not_started("no quorum"))?;
         let order = if paused { What::Pause } else { What::Resume };
-        let stamped = Stamped { term, task: 0, epoch: runner.epoch, order };
+        let boot = self.boot_of(runner.node);
+        let stamped = Stamped { term, task: 0, epoch: runner.epoch, boot, order };
         let order = Order { vm, stamped, details: Details::Plain };
         let to = Address::Agent(runner.node);
         let request = Request::Order(Box::new(order));

@@ -45,8 +45,9 @@ impl<'a> Orders<'a> {
         details: Details,
         at_most: Nanos,
     ) -> std::result::Result<OrderReply, Status> {
-        let stamped =
-            Stamped { term: self.leadership.term, task: self.task.id.0, epoch, order: what };
+        let (term, task) = (self.leadership.term, self.task.id.0);
+        let boot = self.controller.boot_of(node);
+        let stamped = Stamped { term, task, epoch, boot, order: what };
         let order = Order { vm: self.task.vm, stamped, details };
         send(self.controller, node, order, at_most).await
     }
@@ -98,7 +99,12 @@ impl<'a> Orders<'a> {
     }
 
     /// The source lets go and the attempt comes up, at once: the attempt waits for the locks.
-    pub async fn activate(&self, attempt: Attempt, release: Option<Runner>) -> Result<StepEvent> {
+    pub async fn activate(
+        &self,
+        attempt: Attempt,
+        release: Option<Runner>,
+        file: Option<StateFileRef>,
+    ) -> Result<StepEvent> {
         let release = async {
             if let Some(source) = release {
                 let source = Attempt { node: source.node, epoch: source.epoch };
@@ -106,7 +112,8 @@ impl<'a> Orders<'a> {
             }
         };
         let details = Details::Activate { wait_ms: self.controller.world.timing.lock_wait_ms };
-        let activate = self.ask(attempt.node, attempt.epoch, What::Activate, details, SHORT);
+        let what = What::Activate { hash: file.map(|file| file.hash) };
+        let activate = self.ask(attempt.node, attempt.epoch, what, details, SHORT);
         let (reply, ()) = futures::join!(Box::pin(activate), Box::pin(release));
         match reply {
             Ok(_) => Ok(StepEvent::Activated { measures: Measures::new() }),

@@ -42,8 +42,8 @@ async fn release(this: &This, leadership: Leadership, stray: Stray) {
     if !online {
         return this.sleep(RELEASE / 15).await;
     }
-    let stamped =
-        Stamped { term: leadership.term, task: 0, epoch: stray.epoch, order: What::Release };
+    let (term, boot) = (leadership.term, this.boot_of(stray.node));
+    let stamped = Stamped { term, task: 0, epoch: stray.epoch, boot, order: What::Release };
     let order = Order { vm: stray.vm, stamped, details: Details::Plain };
     match send(this, stray.node, order, RELEASE).await {
         // The next report would name it again if it was taken before the release.
