@@ -51,10 +51,11 @@ impl Image {
         source.read(&mut head, 0)?;
         let path = source.path();
         let refuse = |why| Err(BootError::BadBzImage { path, why });
-        if u16_at(&head, PROTOCOL) < PROTOCOL_MIN
-            || u16_at(&head, XLOAD_FLAGS) & XLF_KERNEL_64 == 0
+        if u16_at(&head, PROTOCOL) < PROTOCOL_MIN || u16_at(&head, XLOAD_FLAGS) & XLF_KERNEL_64 == 0
         {
-            return refuse("it has no 64-bit entry point; give a 64-bit kernel, Linux 3.8 or newer");
+            return refuse(
+                "it has no 64-bit entry point; give a 64-bit kernel, Linux 3.8 or newer",
+            );
         }
         let sectors = match head[SETUP_HEADER] {
             0 => 4,

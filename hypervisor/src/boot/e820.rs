@@ -37,11 +37,7 @@ fn map_of(regions: &[(u64, u64)]) -> Vec<Range> {
         Range::new(layout::ACPI_START, layout::ACPI_END - layout::ACPI_START, Kind::Reserved),
     ];
     map.extend(regions.iter().map(|&(start, bytes)| match start {
-        0 => Range::new(
-            layout::HIGH_START,
-            bytes.saturating_sub(layout::HIGH_START),
-            Kind::Ram,
-        ),
+        0 => Range::new(layout::HIGH_START, bytes.saturating_sub(layout::HIGH_START), Kind::Ram),
         _ => Range::new(start, bytes, Kind::Ram),
     }));
     map

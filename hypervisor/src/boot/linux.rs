@@ -59,12 +59,7 @@ fn little_endian(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-fn boot_params(
-    image: &Image,
-    initrd: Option<&Initrd>,
-    rsdp: u64,
-    map: &[e820::Range],
-) -> Vec<u8> {
+fn boot_params(image: &Image, initrd: Option<&Initrd>, rsdp: u64, map: &[e820::Range]) -> Vec<u8> {
     let mut raw = vec![0; BYTES];
     let mut put = |at: usize, bytes: &[u8]| raw[at..at + bytes.len()].copy_from_slice(bytes);
     put(SETUP_HEADER, image.setup_header());
@@ -109,9 +104,8 @@ mod tests {
 
     /// What a processor does with an address.
     fn translate(words: &[u64], address: u64) -> u64 {
-        let at = |table: u64, index: u64| {
-            words[((table - layout::PAGE_TABLES) / 8 + index) as usize]
-        };
+        let at =
+            |table: u64, index: u64| words[((table - layout::PAGE_TABLES) / 8 + index) as usize];
         let pointer = at(layout::PAGE_TABLES, address >> 39 & 511);
         let directory = at(pointer & !0xfff, address >> 30 & 511);
         let page = at(directory & !0xfff, address >> 21 & 511);

@@ -10,11 +10,7 @@ const MAGIC: u32 = 0x336e_c578;
 const VERSION: u32 = 1;
 
 /// Writes start info, memory map and the list of modules; returns the start info's address.
-pub fn write(
-    memory: &GuestMemory,
-    initrd: Option<&Initrd>,
-    rsdp: u64,
-) -> Result<u32, BootError> {
+pub fn write(memory: &GuestMemory, initrd: Option<&Initrd>, rsdp: u64) -> Result<u32, BootError> {
     let put = |what, bytes: &[u8], address| {
         memory
             .write_slice(bytes, GuestAddress(address))
