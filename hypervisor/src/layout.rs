@@ -37,6 +37,11 @@ pub const PCI_WINDOW_START: u64 = HOLE_START;
 pub const PCI_WINDOW_END: u64 = 0xfe00_0000;
 pub const PCI_SLOT_BYTES: u64 = 0x1_0000;
 
+/// The PCI slots of the devices, fixed, so that one more of a kind moves none of the others.
+pub const SLOT_DISKS: usize = 1;
+pub const SLOT_RNG: usize = 17;
+pub const SLOT_NICS: usize = 18;
+
 /// Ports of the ACPI fixed hardware; the sleep port is where other VMMs have it as well.
 pub const PM1_EVENT_PORT: u16 = 0x600;
 pub const PM1_CONTROL_PORT: u16 = 0x604;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use bellwether_types::{ClusterId, DiskSpec, VmSpec};
+use bellwether_types::{ClusterId, DiskSpec, NicSpec, VmSpec};
 
 use crate::storage;
 
@@ -29,6 +29,7 @@ pub fn problems(spec: &VmSpec, storage_root: &Path, cluster: ClusterId) -> Vec<S
     for disk in &spec.disks {
         problems.extend(disk_problem(spec, disk).err());
     }
+    problems.extend(spec.nics.iter().filter_map(|nic| bridge_problem(spec, nic)));
     problems
 }
 
@@ -51,8 +52,7 @@ fn kernel_problem(spec: &VmSpec) -> Result<(), String> {
 
 fn initrd_problem(spec: &VmSpec) -> Result<(), String> {
     let Some(initrd) = &spec.initrd else { return Ok(()) };
-    let problem =
-        |what: String| format!("VM {}: initrd `{}`: {what}", spec.name, initrd.display());
+    let problem = |what: String| format!("VM {}: initrd `{}`: {what}", spec.name, initrd.display());
     let file = open_file(initrd).map_err(problem)?;
     fits_into_memory(&file, spec).map_err(problem)
 }
@@ -64,6 +64,14 @@ fn fits_into_memory(file: &File, spec: &VmSpec) -> Result<(), String> {
         true => Err(format!("has {mib} MiB and does not fit into {memory_mib} MiB of memory")),
         false => Ok(()),
     }
+}
+
+/// The kernel shows a directory `bridge` for each interface that is one.
+fn bridge_problem(spec: &VmSpec, nic: &NicSpec) -> Option<String> {
+    let NicSpec { bridge, .. } = nic;
+    let is_bridge = Path::new("/sys/class/net").join(bridge).join("bridge").is_dir();
+    let remedy = format!("make it (`ip link add {bridge} type bridge`), or give another");
+    (!is_bridge).then(|| format!("VM {}: this node has no bridge `{bridge}`; {remedy}", spec.name))
 }
 
 fn disk_problem(spec: &VmSpec, disk: &DiskSpec) -> Result<(), String> {

@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 
 use bellwether_types::{
-    DiskFormat, DiskSpec, Epoch, NodeId, Ports, RestartPolicy, SpecError, StateFileRef, VmSpec,
+    DiskFormat, DiskSpec, Epoch, NicSpec, NodeId, Ports, RestartPolicy, SpecError, StateFileRef,
+    VmSpec,
 };
 
 use crate::v1;
@@ -37,6 +38,29 @@ impl From<&DiskSpec> for v1::Disk {
     }
 }
 
+impl From<&NicSpec> for v1::Nic {
+    fn from(nic: &NicSpec) -> Self {
+        let mac = nic.mac.map(|mac| mac.to_string()).unwrap_or_default();
+        Self { bridge: nic.bridge.clone(), mac }
+    }
+}
+
+impl TryFrom<v1::Nic> for NicSpec {
+    type Error = ConvertError;
+
+    fn try_from(nic: v1::Nic) -> Result<Self, ConvertError> {
+        let mac = match nic.mac.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| ConvertError::Invalid {
+                field: "nics.mac",
+                value: text.to_owned(),
+                expected: "give an address like 02:00:5e:10:00:01",
+            })?),
+        };
+        Ok(Self { bridge: nic.bridge, mac })
+    }
+}
+
 impl TryFrom<v1::Disk> for DiskSpec {
     type Error = ConvertError;
 
@@ -66,6 +90,7 @@ impl From<&VmSpec> for v1::VmSpec {
             initrd: spec.initrd.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
             cmdline: spec.cmdline.clone(),
             disks: spec.disks.iter().map(v1::Disk::from).collect(),
+            nics: spec.nics.iter().map(v1::Nic::from).collect(),
             possible_owners: spec.possible_owners.iter().map(|node| node.0).collect(),
             priority: spec.priority,
             restart: match spec.restart {
@@ -88,6 +113,7 @@ impl TryFrom<v1::VmSpec> for VmSpec {
             initrd: (!spec.initrd.is_empty()).then(|| PathBuf::from(spec.initrd)),
             cmdline: spec.cmdline,
             disks: spec.disks.into_iter().map(DiskSpec::try_from).collect::<Result<_, _>>()?,
+            nics: spec.nics.into_iter().map(NicSpec::try_from).collect::<Result<_, _>>()?,
             possible_owners: spec.possible_owners.into_iter().map(NodeId).collect(),
             priority: spec.priority,
             restart: restart_policy(spec.restart)?,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bellwether_types::{DiskSpec, RestartPolicy};
+use bellwether_types::{DiskSpec, NicSpec, RestartPolicy};
 use clap::{Args, Subcommand};
 
 use super::{RuleArgs, SetArgs};
@@ -13,7 +13,7 @@ use crate::parse;
 pub enum VmCommand {
     /// Define a VM, from options or from a file
     ///
-    /// A file has the keys name, memory, vcpus, kernel, initrd, cmdline, disks (path, format, read_only),
+    /// A file has the keys name, memory, vcpus, kernel, initrd, cmdline, disks (path, format, read_only), nics (bridge, mac),
     /// possible_owners, priority, restart, preferred_owners, failback, anti_affinity, start_after and
     /// restarts. Options on the command line go before the file.
     #[command(after_help = "Examples:\n  \
@@ -129,6 +129,9 @@ pub struct CreateArgs {
     /// A disk: path=PATH,format=raw[,readonly]; may be given several times
     #[arg(long = "disk", value_name = "DISK", value_parser = parse::disk)]
     pub disks: Vec<DiskSpec>,
+    /// A network card: bridge=NAME[,mac=ADDRESS]; may be given several times
+    #[arg(long = "nic", value_name = "NIC", value_parser = <NicSpec as std::str::FromStr>::from_str)]
+    pub nics: Vec<NicSpec>,
     /// A node that may run it, by name or number; may be given several times [default: every node]
     #[arg(long = "owner", value_name = "NODE")]
     pub owners: Vec<String>,

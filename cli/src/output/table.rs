@@ -186,6 +186,10 @@ pub fn vm(vm: &v1::Vm) -> String {
         let access = if disk.read_only { ", read-only" } else { "" };
         sheet.add("Disk", format!("{} ({}{access})", disk.path, disk.format));
     }
+    for nic in &spec.nics {
+        let mac = if nic.mac.is_empty() { String::new() } else { format!(" ({})", nic.mac) };
+        sheet.add("Network card", format!("{}{mac}", nic.bridge));
+    }
     sheet
         .add("Owners", if owners.is_empty() { "every node".into() } else { owners.join(", ") })
         .add("Priority", spec.priority.to_string())

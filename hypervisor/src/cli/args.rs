@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bellwether_types::NicSpec;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use super::disk::{DiskArg, MemoryMib, SerialArg};
@@ -57,6 +58,10 @@ pub struct MachineArgs {
     /// A disk, once for each: path=FILE,format=raw[,readonly]
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskArg>,
+    /// A network card, once for each: bridge=NAME[,mac=ADDRESS]. It is plugged into a Linux bridge that
+    /// exists, which needs CAP_NET_ADMIN.
+    #[arg(long = "nic", value_name = "NIC")]
+    pub nics: Vec<NicSpec>,
     /// Where the serial output goes: stdio, or file=FILE to append to a file. Without it, only the
     /// console has it.
     #[arg(long, value_name = "stdio|file=FILE")]

@@ -58,6 +58,7 @@ pub fn to_spec(args: &MachineArgs, kernel: PathBuf, memory_mib: u64, cmdline: St
         initrd: None,
         cmdline,
         disks: args.disks.iter().map(|disk| disk.0.clone()).collect(),
+        nics: args.nics.clone(),
         possible_owners: Default::default(),
         priority: 0,
         restart: RestartPolicy::Never,

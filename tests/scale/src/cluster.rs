@@ -143,6 +143,7 @@ impl Cluster {
             memory_mib: 512 << self.chance.below(4),
             kernel: "/srv/bellwether/kernel.elf".into(),
             initrd: None,
+            nics: vec![],
             cmdline: "console=ttyS0 root=/dev/vda".into(),
             disks: vec![disk],
             possible_owners: Default::default(),

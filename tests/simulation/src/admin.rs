@@ -96,6 +96,7 @@ async fn create(world: &Shared, setup: &VmSetup) -> Told {
         memory_mib: setup.memory_mib,
         kernel: "/s/kernel".into(),
         initrd: None,
+        nics: vec![],
         cmdline: String::new(),
         disks: vec![DiskSpec {
             path: format!("/s/{}", disk_path(id)).into(),
@@ -110,7 +111,8 @@ async fn create(world: &Shared, setup: &VmSetup) -> Told {
         priority: setup.priority,
         restart: setup.restart,
     };
-    let created = ask(world, ApiCall::Change(Change::DefineVm { id, spec, rules: Default::default() })).await;
+    let created =
+        ask(world, ApiCall::Change(Change::DefineVm { id, spec, rules: Default::default() })).await;
     if setup.start && matches!(created, Told::Done(_)) {
         return ask(world, ApiCall::Begin { vm: id, kind: TaskKind::Start, node: None }).await;
     }

@@ -195,6 +195,7 @@ impl From<VmSpecV1> for VmSpec {
             initrd: None,
             cmdline: old.cmdline,
             disks: old.disks,
+            nics: Vec::new(),
             possible_owners: old.possible_owners,
             priority: old.priority,
             restart: old.restart,

@@ -1,8 +1,7 @@
 //! What earlier releases wrote is read for ever: a snapshot and the commands of format 1.
 
 use bellwether_types::{
-    BootId, ClusterId, DiskFormat, DiskSpec, MemberRole, NodeId, Ports, RestartPolicy, TaskId,
-    VmId,
+    BootId, ClusterId, DiskFormat, DiskSpec, MemberRole, NodeId, Ports, RestartPolicy, TaskId, VmId,
 };
 
 use crate::command::{Change, Registration};
