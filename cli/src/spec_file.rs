@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bellwether_proto::v1;
-use bellwether_types::{DiskSpec, RestartPolicy, VmSpec};
+use bellwether_types::{DiskSpec, MacError, NicSpec, RestartPolicy, VmSpec};
 use serde::Deserialize;
 
 use crate::args::{CreateArgs, RuleArgs};
@@ -35,8 +35,10 @@ struct SpecFile {
     memory_mib: Option<u64>,
     vcpus: Option<u32>,
     kernel: Option<PathBuf>,
+    initrd: Option<PathBuf>,
     cmdline: Option<String>,
     disks: Vec<DiskEntry>,
+    nics: Vec<NicEntry>,
     possible_owners: Vec<NodeWord>,
     priority: Option<u32>,
     restart: Option<RestartPolicy>,
@@ -56,6 +58,15 @@ struct DiskEntry {
     format: String,
     #[serde(default)]
     read_only: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NicEntry {
+    bridge: String,
+    /// Empty, as `bell vm show -o json` prints it, means none.
+    #[serde(default)]
+    mac: String,
 }
 
 #[derive(Deserialize)]
@@ -86,8 +97,10 @@ pub fn draft(args: &CreateArgs) -> Result<Draft, Failure> {
         vcpus: args.vcpus.or(file.vcpus).unwrap_or(1),
         memory_mib,
         kernel: args.kernel.clone().or(file.kernel).ok_or_else(missing("kernel"))?,
+        initrd: args.initrd.clone().or(file.initrd),
         cmdline: args.cmdline.clone().or(file.cmdline).unwrap_or_default(),
         disks: disks(&args.disks, file.disks)?,
+        nics: nics(&args.nics, file.nics)?,
         possible_owners: std::collections::BTreeSet::new(),
         priority: args.priority.or(file.priority).unwrap_or(0),
         restart: args.restart.or(file.restart).unwrap_or_default(),
@@ -139,6 +152,23 @@ fn disks(given: &[DiskSpec], file: Vec<DiskEntry>) -> Result<Vec<DiskSpec>, Fail
         .map(|entry| {
             let format = parse::disk_format(&entry.format).map_err(Failure::usage)?;
             Ok(DiskSpec { path: entry.path, format, read_only: entry.read_only })
+        })
+        .collect()
+}
+
+fn nics(given: &[NicSpec], file: Vec<NicEntry>) -> Result<Vec<NicSpec>, Failure> {
+    if !given.is_empty() {
+        return Ok(given.to_vec());
+    }
+    file.into_iter()
+        .map(|NicEntry { bridge, mac }| {
+            let mac = match mac.as_str() {
+                "" => None,
+                text => Some(
+                    text.parse().map_err(|error: MacError| Failure::usage(error.to_string()))?,
+                ),
+            };
+            Ok(NicSpec { bridge, mac })
         })
         .collect()
 }

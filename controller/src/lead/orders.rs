@@ -131,8 +131,8 @@ impl<'a> Orders<'a> {
         attempt: Attempt,
         request: v1::LoadPiecesRequest,
     ) -> Result<v1::LoadAheadReply> {
-        let request =
-            v1::LoadPiecesRequest { order: self.order(attempt.node, attempt.epoch)?, ..request };
+        let order = self.order(attempt.node, attempt.epoch)?;
+        let request = v1::LoadPiecesRequest { order, ..request };
         let mut agent = self.agent(attempt.node)?;
         let reply = agent.load_ahead(within(AHEAD, request)).await.map_err(unless_unknown_rpc)?;
         Ok(reply.into_inner())
@@ -164,17 +164,11 @@ impl<'a> Orders<'a> {
     }
 
     /// Ends the pre-copy of this task. One that cannot be reached gives up by itself.
-    async fn end_pre_copy(&self, source: &Runner) {
-        if let Err(failure) = self.order_end(source).await {
-            tracing::warn!(task = self.task.id.0, ?failure, "a pre-copy may still go on");
-        }
-    }
-
-    async fn order_end(&self, source: &Runner) -> Result<()> {
-        let request = v1::EndPreCopyRequest { order: self.order(source.node, source.epoch)? };
-        let mut agent = self.agent(source.node)?;
-        let ended = agent.end_pre_copy(within(SHORT, request)).await;
-        ended.map(drop).map_err(unless_unknown_rpc)
+    async fn end_pre_copy(&self, source: &Runner) -> Result<()> {
+        let order = self.order(source.node, source.epoch)?;
+        let request = within(SHORT, v1::EndPreCopyRequest { order });
+        self.agent(source.node)?.end_pre_copy(request).await.map_err(failure)?;
+        Ok(())
     }
 
     pub async fn seal(&self, source: &Runner) -> Result<Sealed> {
@@ -298,13 +292,17 @@ impl<'a> Orders<'a> {
 
     /// Whether the attempt's node answers or not, the task goes on: what is left there is a stray.
     pub async fn abandon(&self, attempt: Attempt) -> Result<StepEvent> {
+        let runner = self.vm()?.place.runner().filter(|_| self.task.kind == TaskKind::Migrate);
         let end_pre_copy = async {
-            if let (TaskKind::Migrate, Some(source)) = (self.task.kind, self.vm()?.place.runner()) {
-                self.end_pre_copy(source).await;
+            match runner {
+                Some(source) => self.end_pre_copy(source).await,
+                None => Ok(()),
             }
-            Result::Ok(())
         };
-        let (released, _) = tokio::join!(self.release(attempt), end_pre_copy);
+        let (released, ended) = tokio::join!(self.release(attempt), end_pre_copy);
+        if let Err(failure) = ended {
+            tracing::warn!(task = self.task.id.0, ?failure, "a pre-copy may go on for a while");
+        }
         match released {
             Ok(released) => Ok(released),
             Err(failure) => {

@@ -75,7 +75,9 @@ impl State {
             Change::NodeOnline { node, boot_id } => self.node_online(at, node, boot_id),
             Change::Cordon { node, cordoned } => self.cordon(at, node, cordoned),
             Change::ConfirmDown { node, who } => self.confirm_down(at, node, who),
-            Change::CreateVm { id, spec } => self.create_vm(at, id, spec, VmRules::default()),
+            Change::CreateVm { id, spec } => {
+                self.create_vm(at, id, spec.into(), VmRules::default())
+            }
             Change::BeginTask(request) => self.begin_task(at, request, None),
             Change::Advance { task, step_no, event } => self.advance(at, task, step_no, event),
             Change::SetPaused { vm, paused } => self.set_paused(at, vm, paused),

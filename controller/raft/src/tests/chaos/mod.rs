@@ -457,6 +457,10 @@ fn seed_after_seed() {
         if begun.elapsed().as_secs() >= seconds {
             break;
         }
-        println!("seed {seed}: {:?}", run(seed, 60));
+        let Met { acknowledged, unknown, refused, reads, terms, faults } = run(seed, 60);
+        println!(
+            "seed {seed}: {acknowledged} writes acknowledged, {refused} refused, {unknown} unknown; \
+             {reads} reads, {terms} terms, faults {faults:?}"
+        );
     }
 }
