@@ -28,7 +28,7 @@ fn golden_scenarios_are_as_their_files_say() {
         assert!(!script.title.is_empty(), "{name} has no title");
         assert!(!script.expectations.is_empty(), "{name} says nothing about what it is about");
         assert!(script.recorded.is_some(), "{name}: `cargo xtask sim --bless` records its log");
-        if number % (files.len() / PLAYED) == 0 {
+        if number.is_multiple_of(files.len() / PLAYED) {
             let played = script.play();
             let found = (&played.broken, &played.unmet, &played.differs);
             assert!(played.held(), "{name}: {found:?}");
