@@ -21,6 +21,8 @@ use crate::reconcile;
 use crate::state::{Liveness, State};
 
 /// What the shell does next.
+// There is one at a time, and it is gone with the message.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, PartialEq, Debug)]
 pub enum Next {
     /// Ask a quorum whether this controller leads, and call [`Contact::confirmed`].
