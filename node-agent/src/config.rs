@@ -31,6 +31,9 @@ pub struct AgentConfig {
     pub renew_interval_ms: Option<u64>,
     /// Between two looks at the status of a VMM.
     pub status_interval_ms: u64,
+    /// How long this node alone hears no controller before it hands its VMs over: seals them on the
+    /// storage, so that others run them on. 0 for never.
+    pub handover_after_ms: u64,
 }
 
 impl Default for AgentConfig {
@@ -44,6 +47,7 @@ impl Default for AgentConfig {
             boot_id_path: "/proc/sys/kernel/random/boot_id".into(),
             renew_interval_ms: None,
             status_interval_ms: 250,
+            handover_after_ms: 30_000,
         }
     }
 }

@@ -12,6 +12,7 @@
 //! - [`registry`], [`owner`]: who may do what to which VM; decisions are in `bellwether-agent-core`.
 //! - [`renewal`], [`desk`], [`board`]: registration, lease, grants and observations.
 //! - [`launch`], [`process`], [`runtime_dir`], [`vmm`]: processes that outlive the agent.
+//! - [`heartbeat`]: on the storage; what this node does when it alone hears no controller.
 //! - [`storage`], [`inspect`]: the shared storage.
 //!
 //! *Who owns what.* A VM's record belongs to its owner task, the lease to the renewal task, the
@@ -28,6 +29,7 @@ pub mod clock;
 pub mod config;
 pub mod desk;
 mod failpoints;
+pub mod heartbeat;
 pub mod inspect;
 pub mod launch;
 pub mod node;

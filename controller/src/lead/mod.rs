@@ -5,6 +5,7 @@
 mod executor;
 mod membership;
 pub mod orders;
+mod pre_copy;
 mod strays;
 
 use std::collections::BTreeMap;
@@ -49,7 +50,7 @@ pub async fn run(controller: Arc<Controller>) -> anyhow::Result<()> {
             Ok(confirmed) => {
                 let since = controller.clock.now_ms();
                 // What was heard in an earlier leadership is old news.
-                controller.note(|observed| observed.nodes.clear());
+                controller.note(|observed| observed.forget());
                 let leadership = Leadership { term: confirmed.term, since };
                 tracing::info!(term = leadership.term, "leading");
                 Leader::new(&controller, leadership).lead().await;

@@ -52,7 +52,7 @@ use crate::refusal::Refusal;
 pub struct Durable {
     pub floor: Epoch,
     pub term: u64,
-    /// The highest task for which a Seal was admitted; 0 for none.
+    /// The highest task for which a Seal or a PreCopy was admitted; 0 for none.
     pub seal_task: u64,
     /// The last incarnation that was released, so that a repeated release answers as before.
     pub released: Option<Released>,
@@ -280,8 +280,12 @@ impl Machine {
             });
         }
         if current.phase == Phase::Ended {
-            if let (Order::Seal, Some(sealed)) = (&stamped.order, &current.sealed) {
-                return Ok(Action::Answer(Answer::Sealed(sealed.clone())));
+            match (&stamped.order, &current.sealed) {
+                (Order::Seal, Some(sealed)) => {
+                    return Ok(Action::Answer(Answer::Sealed(sealed.clone())));
+                }
+                (Order::HandOver, Some(_)) => return Ok(Action::Answer(Answer::Done)),
+                _ => {}
             }
             let refusal = self.ended_refusal(order, current);
             let given_up = starts(&stamped.order) && self.give_up(stamped);
@@ -307,38 +311,25 @@ impl Machine {
     /// The action for an order about the current incarnation, which lives.
     fn action_on(&self, stamped: &Stamped, current: &Incarnation) -> Result<Action, Refusal> {
         use Phase::{Active, Loaded, Locked, Prepared, Sealed};
-        let wrong = |needs| {
-            Err(Refusal::WrongPhase {
-                vm: self.vm,
-                order: stamped.order.word(),
-                epoch: stamped.epoch,
-                phase: current.phase,
-                needs,
-            })
-        };
+        let wrong = |needs| Err(self.wrong_phase(stamped, current, needs));
         match (&stamped.order, current.phase) {
-            (Order::TakeOver, _) if current.locked => Ok(Action::Answer(Answer::TakenOver)),
+            (Order::TakeOver, _) if current.locked => {
+                Ok(Action::Answer(Answer::TakenOver { handover: current.handover }))
+            }
             (Order::TakeOver, Prepared | Loaded) => Ok(Action::Lock),
             (Order::TakeOver, _) => wrong("one that is prepared or loaded"),
-            (Order::LoadState { hash }, _) if current.loaded == Some(*hash) => {
-                Ok(Action::Answer(Answer::Loaded { load_us: current.load_us }))
-            }
-            (Order::LoadState { .. }, Loaded) => {
-                Err(Refusal::OtherFile { vm: self.vm, epoch: stamped.epoch })
-            }
-            // An earlier one may still arrive, and then nobody could say which of the two it is.
-            (Order::LoadState { hash }, Prepared | Locked)
-                if current.loading.is_some_and(|it| it != *hash) =>
-            {
-                Err(Refusal::OtherFile { vm: self.vm, epoch: stamped.epoch })
-            }
-            (Order::LoadState { .. }, Prepared | Locked) => Ok(Action::Load),
-            (Order::LoadState { .. }, _) => wrong("one that is prepared"),
+            (Order::LoadState { hash }, _) => self.load_on(stamped, current, *hash),
             (Order::Activate { .. }, Prepared | Locked | Loaded) => Ok(Action::Start),
             (Order::Activate { .. }, Active) => {
                 Ok(Action::Answer(Answer::Activated(current.activated.unwrap_or_default())))
             }
             (Order::Activate { .. }, _) => wrong("one that is prepared, locked or loaded"),
+            (Order::LoadAhead, Prepared | Locked) => Ok(Action::LoadAhead),
+            (Order::LoadAhead, _) => wrong("one that is prepared"),
+            (Order::PreCopy, Active) => Ok(Action::PreCopy),
+            (Order::PreCopy, _) => wrong("one that is active"),
+            (Order::EndPreCopy, Active) => Ok(Action::EndPreCopy),
+            (Order::EndPreCopy, _) => Ok(Action::Answer(Answer::Done)),
             (Order::Seal, Active) => Ok(Action::Save),
             (Order::Seal, Sealed) => match &current.sealed {
                 Some(sealed) => Ok(Action::Answer(Answer::Sealed(sealed.clone()))),
@@ -356,6 +347,8 @@ impl Machine {
                 Ok(Action::ClaimBack)
             }
             (Order::ClaimBack { .. }, _) => wrong("one that is sealed"),
+            (Order::HandOver, Sealed) => Ok(Action::HandOver),
+            (Order::HandOver, _) => wrong("one that is sealed"),
             (Order::Pause, Active) => Ok(Action::Pause),
             (Order::Resume, Active) => Ok(Action::Resume),
             (Order::Shutdown, Active) => Ok(Action::Shutdown),
@@ -368,11 +361,43 @@ impl Machine {
         }
     }
 
+    fn load_on(
+        &self,
+        stamped: &Stamped,
+        current: &Incarnation,
+        hash: [u8; 32],
+    ) -> Result<Action, Refusal> {
+        let other = Refusal::OtherFile { vm: self.vm, epoch: stamped.epoch };
+        match current.phase {
+            _ if current.loaded == Some(hash) => {
+                Ok(Action::Answer(Answer::Loaded { load_us: current.load_us }))
+            }
+            Phase::Loaded => Err(other),
+            // An earlier one may still arrive, and then nobody could say which of the two it is.
+            Phase::Prepared | Phase::Locked if current.loading.is_some_and(|it| it != hash) => {
+                Err(other)
+            }
+            Phase::Prepared | Phase::Locked => Ok(Action::Load),
+            _ => Err(self.wrong_phase(stamped, current, "one that is prepared")),
+        }
+    }
+
+    fn wrong_phase(
+        &self,
+        stamped: &Stamped,
+        current: &Incarnation,
+        needs: &'static str,
+    ) -> Refusal {
+        let (vm, order, epoch) = (self.vm, stamped.order.word(), stamped.epoch);
+        Refusal::WrongPhase { vm, order, epoch, phase: current.phase, needs }
+    }
+
     /// A saga that has ended asks for nothing; what it asked before may still be on its way.
     fn check_task(&self, stamped: &Stamped) -> Result<(), Refusal> {
         let (task, seen) = (stamped.task, self.durable.seal_task);
-        match stamped.order == Order::Seal && task != 0 && task < seen {
-            true => Err(Refusal::OldTask { vm: self.vm, epoch: stamped.epoch, task, seen }),
+        let order = stamped.order.word();
+        match writes_state(&stamped.order) && task != 0 && task < seen {
+            true => Err(Refusal::OldTask { vm: self.vm, order, epoch: stamped.epoch, task, seen }),
             false => Ok(()),
         }
     }
@@ -393,7 +418,7 @@ impl Machine {
 
     /// Notes that an action begins, so that observations and a restarted agent know of it.
     fn begin(&mut self, action: &Action, stamped: &Stamped) {
-        if stamped.order == Order::Seal {
+        if writes_state(&stamped.order) {
             self.durable.seal_task = self.durable.seal_task.max(stamped.task);
         }
         let Some(current) = &mut self.current else { return };
@@ -464,7 +489,8 @@ impl Machine {
                 current.prepare_us = *prepare_us;
                 current.phase = Phase::Prepared;
             }
-            Answer::TakenOver => {
+            Answer::TakenOver { handover } => {
+                current.handover = *handover;
                 current.locked = true;
                 current.phase = current.idle_phase();
             }
@@ -512,6 +538,12 @@ impl Machine {
             _ => {}
         }
     }
+}
+
+/// Whether the order is about the state file of its task: a late one must not end what a newer task
+/// has begun.
+fn writes_state(order: &Order) -> bool {
+    matches!(order, Order::Seal | Order::PreCopy | Order::EndPreCopy)
 }
 
 /// Whether the order lets the guest run.

@@ -96,9 +96,17 @@ impl Owner {
 
     /// Stops the VMM, with violence if it takes long, and answers when it is reaped.
     pub(super) async fn release(&mut self) -> Result<Reply, Failure> {
-        let Some(body) = &mut self.body else {
+        if self.body.is_none() {
             return Ok(Reply::Answer(Answer::Released { reason: "none".to_owned() }));
-        };
+        }
+        let reason = self.end_process().await?;
+        self.clean_up();
+        Ok(Reply::Answer(Answer::Released { reason }))
+    }
+
+    /// Stops the VMM, kills it if it does not stop, and reaps it. Tells how it ended.
+    pub(super) async fn end_process(&mut self) -> Result<String, Failure> {
+        let Some(body) = &mut self.body else { return Ok("none".to_owned()) };
         let deadline = Instant::now() + STOP_GRACE;
         if let Some(vmm) = body.vmm() {
             let mut client = vmm.client();
@@ -117,8 +125,7 @@ impl Owner {
         }
         let reason = body.exit_reason();
         body.forget_process();
-        self.clean_up();
-        Ok(Reply::Answer(Answer::Released { reason }))
+        Ok(reason)
     }
 
     /// After a start that failed: the guest has not run, if that is proven, and now it never will.
