@@ -237,7 +237,10 @@ mod tests {
         assert_eq!(draft.spec.restart, RestartPolicy::Never);
         assert_eq!(draft.spec.cmdline, "--tick=5");
         assert_eq!(draft.spec.initrd, Some("/i".into()));
-        assert_eq!(draft.spec.nics, ["bridge=br0,mac=02:00:5e:10:00:01".parse().unwrap()]);
+        assert_eq!(
+            draft.spec.nics,
+            ["bridge=br0,mac=02:00:5e:10:00:01".parse::<NicSpec>().unwrap()]
+        );
         assert_eq!(draft.owners, ["n1", "2"]);
         assert_eq!(draft.rules.anti_affinity.unwrap().groups["web"], "hard");
     }
