@@ -97,7 +97,8 @@ pub fn draft(args: &CreateArgs) -> Result<Draft, Failure> {
         vcpus: args.vcpus.or(file.vcpus).unwrap_or(1),
         memory_mib,
         kernel: args.kernel.clone().or(file.kernel).ok_or_else(missing("kernel"))?,
-        initrd: args.initrd.clone().or(file.initrd),
+        // Empty is how `bell vm show -o json` prints none.
+        initrd: args.initrd.clone().or(file.initrd).filter(|path| !path.as_os_str().is_empty()),
         cmdline: args.cmdline.clone().or(file.cmdline).unwrap_or_default(),
         disks: disks(&args.disks, file.disks)?,
         nics: nics(&args.nics, file.nics)?,
@@ -227,13 +228,19 @@ mod tests {
     fn options_make_a_specification() {
         let args = create(
             "bell vm create web --memory 256M --kernel /k --disk path=/d,format=raw,readonly \
-             --owner n1 --owner 2 --priority 5 --restart never --cmdline --tick=5 --apart web:hard",
+             --owner n1 --owner 2 --priority 5 --restart never --cmdline --tick=5 --apart web:hard \
+             --initrd /i --nic bridge=br0,mac=02:00:5e:10:00:01",
         );
         let draft = draft(&args).unwrap();
         assert_eq!((draft.spec.memory_mib, draft.spec.vcpus, draft.spec.priority), (256, 1, 5));
         assert!(draft.spec.disks[0].read_only);
         assert_eq!(draft.spec.restart, RestartPolicy::Never);
         assert_eq!(draft.spec.cmdline, "--tick=5");
+        assert_eq!(draft.spec.initrd, Some("/i".into()));
+        assert_eq!(
+            draft.spec.nics,
+            ["bridge=br0,mac=02:00:5e:10:00:01".parse::<NicSpec>().unwrap()]
+        );
         assert_eq!(draft.owners, ["n1", "2"]);
         assert_eq!(draft.rules.anti_affinity.unwrap().groups["web"], "hard");
     }
@@ -247,12 +254,13 @@ mod tests {
             "name = 'web'\nmemory = '1G'\nkernel = '/k'\npossible_owners = ['n1', 2]\n\
              restarts = '3/10m'\nanti_affinity = { web = 'soft' }\nstart_after = ['db']\n\
              preferred_owners = [2, 'n1']\nfailback = '22-6'\n\
-             [[disks]]\npath = '/d'\nformat = 'raw'\n",
+             [[disks]]\npath = '/d'\nformat = 'raw'\n[[nics]]\nbridge = 'br0'\n",
         )
         .unwrap();
         let same = r#"{"name":"web","memory_mib":1024,"kernel":"/k","possible_owners":["n1",2],
             "restarts":"3/10m","anti_affinity":{"web":"soft"},"start_after":["db"],
             "preferred_owners":[2,"n1"],"failback":"22-6",
+            "initrd":"","nics":[{"bridge":"br0","mac":""}],
             "disks":[{"path":"/d","format":"raw"}]}"#;
         std::fs::write(&json, same).unwrap();
         let from = |path: &Path, rest: &str| {

@@ -8,8 +8,8 @@
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -52,7 +52,6 @@ const JOBS: [&str; 9] = [
 ];
 /// Emulation on a busy machine is slow; this only ends what hangs.
 const LONGEST_PER_JOB: Duration = Duration::from_secs(600);
-const LOOK: Duration = Duration::from_millis(500);
 
 pub fn run_command(arguments: &[&str]) -> Result<()> {
     if arguments.iter().any(|argument| matches!(*argument, "-h" | "--help" | "help")) {
@@ -82,7 +81,7 @@ pub fn run_command(arguments: &[&str]) -> Result<()> {
 
 fn make_image(place: &Path, release: bool) -> Result<()> {
     let profile: &[&str] = if release { &["--release"] } else { &[] };
-    run(&mut cargo(&[&["build", "-p", "bellwether-vmm"], profile].concat()))?;
+    run(&mut cargo(&[&["build", "-p", "bellwether-vmm"][..], profile].concat()))?;
     // It runs where there is no C library.
     let package = ["rustc", "--release", "-p", "bellwether-linux-check", "--bin", "check"];
     run(&mut cargo(&[&package[..], &["--", "-C", "target-feature=+crt-static"]].concat()))?;
@@ -99,8 +98,13 @@ fn boot_host(place: &Path, console: &Path, jobs: &[&str]) -> Result<()> {
         jobs.join(",")
     );
     File::create(console).with_context(|| format!("make {}", console.display()))?;
-    let mut command = Command::new("qemu-system-x86_64");
+    let longest = LONGEST_PER_JOB * (jobs.len() as u32 + 1);
+    eprintln!("host: {} jobs; its console is {}", jobs.len(), console.display());
+    // Ctrl-C reaches it as well, and it ends at the latest when the longest time is over.
+    let mut command = Command::new("timeout");
     command
+        .args(["--foreground", "--signal=KILL", &longest.as_secs().to_string()])
+        .args(["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"])
         // The emulated AMD-V does not intercept XSETBV, so guests would lose what they enable by it.
         .args(["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,+svm,+npt,-xsave"])
         .args(["-machine", "q35,usb=off,vmport=off", "-m", "1280", "-smp", "2"])
@@ -110,35 +114,7 @@ fn boot_host(place: &Path, console: &Path, jobs: &[&str]) -> Result<()> {
         .args(["-serial", &format!("file:{}", console.display().to_string().replace(',', ",,"))])
         .args(["-kernel", &file("vmlinuz"), "-initrd", &file("initrd"), "-append", &line])
         .stdin(Stdio::null());
-    eprintln!("host: {} jobs; its console is {}", jobs.len(), console.display());
-    let host = Host(command.spawn().context("start qemu-system-x86_64")?);
-    host.wait(LONGEST_PER_JOB * (jobs.len() as u32 + 1))
-}
-
-/// The machine, which does not outlive its test.
-struct Host(Child);
-
-impl Host {
-    fn wait(mut self, longest: Duration) -> Result<()> {
-        let begun = Instant::now();
-        loop {
-            match self.0.try_wait()? {
-                Some(status) if status.success() => return Ok(()),
-                Some(status) => bail!("qemu-system-x86_64 ended with {status}"),
-                None if begun.elapsed() > longest => {
-                    bail!("the host is not done after {} s", longest.as_secs())
-                }
-                None => std::thread::sleep(LOOK),
-            }
-        }
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ended_already = self.0.kill();
-        let _reaped = self.0.wait();
-    }
+    run(&mut command)
 }
 
 /// Every job must have said that it passed.

@@ -35,11 +35,12 @@ const LAB_PACKAGES: [(&str, &[&str]); 6] = [
     ("setpriv", &["util-linux"]),
 ];
 /// What only Linux guests need.
-const LINUX_PACKAGES: [(&str, &[&str]); 4] = [
+const LINUX_PACKAGES: [(&str, &[&str]); 5] = [
     ("qemu-system-x86_64", &["qemu-system-x86"]),
     ("busybox", &["busybox-static"]),
     ("lz4", &["lz4"]),
     ("strip", &["binutils"]),
+    ("setpriv", &["util-linux"]),
 ];
 const COMPONENTS: [(&str, &str); 2] = [("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")];
 const TOOLS: [&str; 2] = ["cargo-nextest", "cargo-deny"];
