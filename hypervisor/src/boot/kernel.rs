@@ -13,7 +13,7 @@ pub enum Kernel {
     /// An ELF image with a PVH entry: vmlinux, or another PVH guest.
     Elf(elf::Image),
     /// A bzImage, as distributions have it: vmlinuz.
-    BzImage(bzimage::Image),
+    BzImage(Box<bzimage::Image>),
 }
 
 impl Kernel {
@@ -24,7 +24,7 @@ impl Kernel {
         if elf::Image::is_one(&head) {
             Ok(Self::Elf(elf::Image::new(source)?))
         } else if bzimage::Image::is_one(&head) {
-            Ok(Self::BzImage(bzimage::Image::new(source)?))
+            Ok(Self::BzImage(Box::new(bzimage::Image::new(source)?)))
         } else {
             Err(BootError::NoKernel { path: source.path() })
         }

@@ -91,7 +91,7 @@ fn identity_map() -> Vec<u64> {
         words[(TABLE_ENTRIES + directory) as usize] = entry(2 + directory);
     }
     for (page, word) in (0..).zip(&mut words[2 * TABLE_ENTRIES as usize..]) {
-        *word = page * LARGE_PAGE | PRESENT_WRITABLE | LARGE;
+        *word = (page * LARGE_PAGE) | PRESENT_WRITABLE | LARGE;
     }
     words
 }
