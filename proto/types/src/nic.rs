@@ -45,9 +45,13 @@ impl FromStr for Mac {
 
     fn from_str(text: &str) -> Result<Self, MacError> {
         let error = || MacError(text.to_owned());
-        let byte = |part: &str| match part.len() {
-            2 => u8::from_str_radix(part, 16).map_err(|_| error()),
-            _ => Err(error()),
+        let byte = |part: &str| {
+            // The standard library would take a sign, too.
+            let is_hex = part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit());
+            match u8::from_str_radix(part, 16) {
+                Ok(byte) if is_hex => Ok(byte),
+                _ => Err(error()),
+            }
         };
         let bytes = text.split(':').map(byte).collect::<Result<Vec<_>, _>>()?;
         let mac = Self(bytes.try_into().map_err(|_| error())?);
