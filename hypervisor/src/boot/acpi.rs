@@ -160,7 +160,7 @@ fn dsdt() -> Vec<u8> {
         *b"COM1",
         &[
             aml::name(*b"_HID", &aml::pnp_id(SERIAL)),
-            aml::name(*b"_UID", &aml::dword(1)),
+            aml::name(*b"_UID", &aml::byte(1)),
             aml::name(
                 *b"_CRS",
                 &aml::resources(&[aml::io(layout::SERIAL_PORT, 8), aml::irq(layout::SERIAL_IRQ)]),
