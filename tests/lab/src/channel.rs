@@ -81,13 +81,24 @@ impl Channel {
 
     /// Runs a program in the host.
     pub fn run(&self, argv: &[&str], input: &str, limit: Duration) -> Result<Outcome> {
+        let id = self.send(argv, input, limit)?;
+        self.answer(id, limit + ANSWER_GRACE)
+            .with_context(|| format!("{} did not answer `{}`", self.shared.host, argv.join(" ")))
+    }
+
+    /// Starts a program in the host and does not wait for its end.
+    pub fn begin(&self, argv: &[&str], limit: Duration) -> Result<()> {
+        self.send(argv, "", limit).map(drop)
+    }
+
+    fn send(&self, argv: &[&str], input: &str, limit: Duration) -> Result<u64> {
         let argv: Vec<String> = argv.iter().map(|&word| word.to_owned()).collect();
         let line = argv.join(" ");
         let host = &self.shared.host;
-        let limit_ms = limit.as_millis() as u64;
         let mut state = self.lock();
         let id = state.next_id;
         state.next_id += 1;
+        let limit_ms = limit.as_millis() as u64;
         let request = ToHost::Run { id, argv, input: input.to_owned(), limit_ms };
         let mut text = serde_json::to_string(&request)?;
         text.push('\n');
@@ -96,8 +107,22 @@ impl Channel {
             stream.with_context(|| format!("{host} is switched off: cannot run `{line}`"))??;
         drop(state);
         stream.write_all(text.as_bytes()).with_context(|| format!("send `{line}` to {host}"))?;
-        self.answer(id, limit + ANSWER_GRACE)
-            .with_context(|| format!("{host} did not answer `{line}`"))
+        Ok(id)
+    }
+
+    /// Waits until the agent of this boot is gone.
+    pub fn await_end(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut state = self.lock();
+        let before = state.boot_id.clone();
+        while state.boot_id == before {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state = self.wait(state, left);
+        }
+        true
     }
 
     fn answer(&self, id: u64, limit: Duration) -> Option<Outcome> {

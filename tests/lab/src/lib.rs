@@ -13,12 +13,18 @@
 
 pub mod channel;
 pub mod cluster;
+pub mod console;
+pub mod door;
 pub mod fabric;
+pub mod failover;
 pub mod journal;
 pub mod lab;
 pub mod machine;
+pub mod monitor;
 pub mod scenario;
 pub mod shell;
 pub mod timeline;
+pub mod traces;
+pub mod visitor;
 pub mod watch;
 pub mod wire;

@@ -45,6 +45,16 @@ pub enum Power {
     Frozen,
 }
 
+impl Power {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::On => "on",
+            Self::Frozen => "frozen",
+        }
+    }
+}
+
 pub struct Machine {
     pub spec: Spec,
     image: Image,

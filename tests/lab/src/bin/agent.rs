@@ -19,7 +19,7 @@ use bellwether_lab::wire::{FromHost, Outcome, PORT_NAME, ToHost};
 const PORTS: &str = "/sys/class/virtio-ports";
 const VMS: &str = "/run/bellwether/vms";
 /// Between two looks for new VMMs.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(250);
 
 fn main() -> Result<()> {
     let path = find_port()?;
