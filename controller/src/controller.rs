@@ -7,6 +7,7 @@ use bellwether_core::{Command, Observed, Outcome, State, Timing};
 use bellwether_member::MemberConfig;
 use bellwether_pki::IdentityFiles;
 use bellwether_raft::{ProposeError, RaftHandle};
+use bellwether_types::WatchdogTiming;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
@@ -17,6 +18,8 @@ pub struct Controller {
     pub member: MemberConfig,
     pub files: IdentityFiles,
     pub timing: Timing,
+    /// The times of the fence proof `watchdog`, if there is one.
+    pub watchdog: Option<WatchdogTiming>,
     pub raft: RaftHandle,
     pub links: Links,
     pub clock: Clock,
@@ -29,7 +32,7 @@ impl Controller {
     pub fn new(
         member: MemberConfig,
         files: IdentityFiles,
-        timing: Timing,
+        (timing, watchdog): (Timing, Option<WatchdogTiming>),
         raft: RaftHandle,
         links: Links,
     ) -> Self {
@@ -37,6 +40,7 @@ impl Controller {
             member,
             files,
             timing,
+            watchdog,
             raft,
             links,
             clock: Clock::start(),

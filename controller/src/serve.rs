@@ -35,7 +35,8 @@ pub async fn run(data_dir: &Path) -> anyhow::Result<()> {
     let ports = Listeners::bind(&member).await?;
     let raft = start_raft(data_dir, &member, &config, &files).await?;
     let links = Links::new(&files)?;
-    let controller = Arc::new(Controller::new(member, files, config.timing, raft, links));
+    let times = (config.timing.clone(), config.watchdog_timing());
+    let controller = Arc::new(Controller::new(member, files, times, raft, links));
 
     let mut tasks = JoinSet::new();
     ports.serve(&controller, &mut tasks)?;

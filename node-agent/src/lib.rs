@@ -11,6 +11,7 @@
 //! - [`service`]: the Agent service (`agent.proto`), for controllers only.
 //! - [`registry`], [`owner`]: who may do what to which VM; decisions are in `bellwether-agent-core`.
 //! - [`renewal`], [`desk`], [`board`]: registration, lease, grants and observations.
+//! - [`fencing`]: what the fencer promises, and the grants that it pets the watchdog under.
 //! - [`launch`], [`process`], [`runtime_dir`], [`vmm`]: processes that outlive the agent.
 //! - [`storage`], [`inspect`]: the shared storage.
 //!
@@ -28,6 +29,7 @@ pub mod clock;
 pub mod config;
 pub mod desk;
 mod failpoints;
+pub mod fencing;
 pub mod inspect;
 pub mod launch;
 pub mod node;

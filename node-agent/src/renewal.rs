@@ -195,8 +195,12 @@ impl Renewal {
         let mut client = self.client()?;
         let vms = self.observations();
         let stamped = self.node.desk.request();
-        let request =
-            v1::RenewRequest { boot_id: stamped.boot_id.to_string(), nonce: stamped.nonce, vms };
+        let request = v1::RenewRequest {
+            boot_id: stamped.boot_id.to_string(),
+            nonce: stamped.nonce,
+            vms,
+            watchdog: Some(self.node.fencing.promise()),
+        };
         let reply = answered(self.answer_max(), client.renew(request)).await?;
         if let Err(error) = self.node.terms.hear(reply.term) {
             tracing::error!(node_id = %self.node.id, %error, "cannot remember the leader's term");
@@ -208,6 +212,9 @@ impl Renewal {
         let answer = self.node.desk.answer(reply.nonce, reply.lease_ms, grants(&reply.grants));
         if answer == LeaseAnswer::NotAsked {
             return Err(Status::internal("the controller answered another request"));
+        }
+        if matches!(answer, LeaseAnswer::Granted { .. }) {
+            self.node.fencing.granted(reply.term, stamped.stamp);
         }
         self.learn(&reply.controllers);
         Ok(false)

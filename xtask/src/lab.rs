@@ -115,12 +115,14 @@ fn become_lab(lab: &mut Command) -> Result<()> {
     }
 }
 
+/// The lab's own program, if it was not built together with everything else.
 fn build_lab(profile: Profile) -> Result<()> {
-    let words = ["build", "--quiet", "--profile", profile.name(), "-p", "bellwether-lab"];
-    match profile {
-        // It was built together with everything else.
-        Profile::Dev if profile.directory().join("bellwether-lab").is_file() => Ok(()),
-        _ => run(&mut cargo(&words)),
+    match profile.directory().join("bellwether-lab").is_file() && profile != Profile::Release {
+        true => Ok(()),
+        false => {
+            let words = ["build", "--quiet", "--profile", profile.name(), "-p", "bellwether-lab"];
+            run(&mut cargo(&words))
+        }
     }
 }
 

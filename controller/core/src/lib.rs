@@ -20,6 +20,7 @@ pub mod command;
 pub mod config;
 pub mod contact;
 pub mod explain;
+pub mod fence;
 pub mod forecast;
 pub mod leading;
 pub mod observe;

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use bellwether_types::{BootId, Epoch, NodeId, VmId, VmState};
 
+use crate::fence::Vigil;
+
 /// One VMM incarnation as its agent sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VmReport {
@@ -31,6 +33,8 @@ pub struct NodeReport {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Observed {
     pub nodes: BTreeMap<NodeId, NodeReport>,
+    /// The times on which proofs by waiting rest; none in a memory that never led.
+    pub vigil: Option<Vigil>,
 }
 
 impl Observed {

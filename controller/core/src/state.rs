@@ -16,10 +16,11 @@ use serde::{Deserialize, Serialize};
 pub use index::NodeLoad;
 pub(crate) use index::{Index, Members, nodes_of};
 
+use crate::fence::NodeWatchdog;
 use crate::task::{Task, TaskKind};
 
-/// The version of this structure in snapshots. Version 1 is read, too (`state/format.rs`).
-pub const STATE_FORMAT: u32 = 2;
+/// The version of this structure in snapshots. Versions 1 and 2 are read, too (`state/format.rs`).
+pub const STATE_FORMAT: u32 = 3;
 /// How many events are kept.
 pub const EVENTS_MAX: usize = 2_000;
 /// How many ended tasks are kept.
@@ -126,6 +127,8 @@ pub struct Node {
     pub losses: Vec<u64>,
     /// It was lost too often: until then no VM is placed on it.
     pub quarantined_until: Option<u64>,
+    /// What its fencer promises of its watchdog.
+    pub watchdog: Option<NodeWatchdog>,
 }
 
 impl Node {
@@ -235,6 +238,8 @@ pub struct Vm {
     pub halted: Option<String>,
     /// Why it is where it is.
     pub placed: Option<Placed>,
+    /// Who decides whether it goes on where its node has lost its lease.
+    pub arbiter: Arbiter,
 }
 
 /// The decision that put a VM onto its node.
@@ -270,13 +275,14 @@ impl Vm {
             restarts: Vec::new(),
             halted: None,
             placed: None,
+            arbiter: Arbiter::Storage,
         }
     }
 
-    /// Disks on shared storage carry exact locks, so the storage arbitrates; without a disk to
-    /// write the claim file on the storage still does.
+    /// The storage, unless a person has said otherwise: disks on shared storage carry exact locks,
+    /// and without a disk to write the claim file on the storage still does.
     pub fn arbiter(&self) -> Arbiter {
-        Arbiter::Storage
+        self.arbiter
     }
 
     /// Gives out the next epoch.

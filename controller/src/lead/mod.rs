@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bellwether_core::command::Change;
+use bellwether_core::fence::Vigil;
 use bellwether_core::leading::Attention;
 use bellwether_core::reconcile;
 use bellwether_raft::{ProposeError, Stopped};
@@ -49,7 +50,15 @@ pub async fn run(controller: Arc<Controller>) -> anyhow::Result<()> {
             Ok(confirmed) => {
                 let since = controller.clock.now_ms();
                 // What was heard in an earlier leadership is old news.
-                controller.note(|observed| observed.nodes.clear());
+                let vigil = Vigil {
+                    timing: controller.watchdog,
+                    lease_ms: controller.timing.lease_ms,
+                    leading_since: since,
+                };
+                controller.note(|observed| {
+                    observed.nodes.clear();
+                    observed.vigil = Some(vigil);
+                });
                 let leadership = Leadership { term: confirmed.term, since };
                 tracing::info!(term = leadership.term, "leading");
                 Leader::new(&controller, leadership).lead().await;

@@ -95,13 +95,16 @@ fn report(packages: &[PathBuf], version: &str, json: bool) {
 
 fn build(profile: Profile) -> Result<()> {
     let mut words = vec!["build", "--locked", "--profile", profile.name(), "--bins"];
-    match profile {
-        // As `cargo xtask test` builds them: fewer packages would ask for fewer features of their
-        // dependencies, which would be compiled once more.
-        Profile::Dev => words.extend(["--workspace", "--tests", "--examples"]),
-        Profile::Release | Profile::Lab => {
-            words.extend(PACKAGES.iter().flat_map(Package::programs).flat_map(|name| ["-p", name]));
-        }
+    if profile == Profile::Dev {
+        // As `cargo xtask test` builds them.
+        words.extend(["--workspace", "--tests", "--examples"]);
+    } else {
+        words.extend(PACKAGES.iter().flat_map(Package::programs).flat_map(|name| ["-p", name]));
+    }
+    // Whatever is built together asks for the same features of its dependencies: built apart, they
+    // would be compiled twice.
+    if profile == Profile::Lab {
+        words.extend(["-p", "bellwether-lab"]);
     }
     run(&mut cargo(&words))
 }

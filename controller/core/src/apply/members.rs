@@ -4,6 +4,7 @@ use bellwether_types::{BootId, FenceProof, MemberRole, NodeId, Ports};
 
 use super::{About, Applied};
 use crate::command::{Outcome, Registration, Rejection, RejectionKind};
+use crate::fence::{self, NodeWatchdog};
 use crate::state::{Cluster, Level, Liveness, Member, Node, State, Token};
 
 /// Used and expired tokens are forgotten this long after they expired, milliseconds.
@@ -85,6 +86,7 @@ impl State {
                     version: String::new(),
                     losses: Vec::new(),
                     quarantined_until: None,
+                    watchdog: None,
                 };
                 self.nodes.insert(node.id, node);
             }
@@ -230,6 +232,31 @@ impl State {
         node.liveness = Liveness::Online;
         let name = node.name.clone();
         self.event(at, Level::Info, About::node(&name), format!("{name} is heard from again"));
+        Ok(Outcome::Done)
+    }
+
+    /// What a renewal said of its node's watchdog.
+    pub(super) fn note_watchdog(&mut self, at: u64, id: NodeId, said: NodeWatchdog) -> Applied {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return Ok(Outcome::Unchanged);
+        };
+        let boot = node.boot_id == Some(said.boot_id);
+        if !boot || !fence::is_news(node, said.boot_id, said.nonce, &said.promise) {
+            return Ok(Outcome::Unchanged);
+        }
+        let name = node.name.clone();
+        let (level, text) = match &said.promise {
+            Ok(bound) => (
+                Level::Info,
+                format!(
+                    "{name} has armed its watchdog, which resets it after {} ms",
+                    bound.watchdog_ms
+                ),
+            ),
+            Err(reason) => (Level::Warn, format!("{name} promises no watchdog any more: {reason}")),
+        };
+        node.watchdog = Some(said);
+        self.event(at, level, About::node(&name), text);
         Ok(Outcome::Done)
     }
 
