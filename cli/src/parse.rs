@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bellwether_types::{Arbiter, DiskFormat, DiskSpec, Failback, RestartPolicy, Strength};
+use bellwether_types::{Arbiter, DiskFormat, DiskSpec, Failback, PreCopy, RestartPolicy, Strength};
 
 /// Guest memory in MiB from `256M`, `1G`, `1200MiB`.
 ///
@@ -120,6 +120,12 @@ pub fn failback(word: &str) -> Result<Failback, String> {
             "`{word}` is no time to go back; give never, immediately, or hours in UTC like 22-6"
         )
     })
+}
+
+/// What follows when memory changes faster than it is written.
+pub fn pre_copy(word: &str) -> Result<PreCopy, String> {
+    PreCopy::from_word(word)
+        .ok_or_else(|| format!("`{word}` is no way to pre-copy; give finish, give-up or never"))
 }
 
 /// A group and how it is kept apart, from `web:hard`, or `none`.

@@ -116,6 +116,7 @@ fn rules(args: &RuleArgs, file: &SpecFile) -> Result<v1::VmChanges, Failure> {
             .map_err(usage)?,
         after: file.start_after.clone(),
         restarts: file.restarts.as_deref().map(parse::restarts).transpose().map_err(usage)?,
+        ..RuleArgs::default()
     };
     let (given, file) = (args.changes(), from_file.changes());
     Ok(v1::VmChanges {
@@ -124,6 +125,8 @@ fn rules(args: &RuleArgs, file: &SpecFile) -> Result<v1::VmChanges, Failure> {
         anti_affinity: given.anti_affinity.or(file.anti_affinity),
         start_after: given.start_after.or(file.start_after),
         restart_limit: given.restart_limit.or(file.restart_limit),
+        pre_copy: given.pre_copy,
+        downtime_ms: given.downtime_ms,
         ..v1::VmChanges::default()
     })
 }

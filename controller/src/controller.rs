@@ -1,13 +1,16 @@
 //! What every part of the controller shares.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bellwether_core::command::Change;
+use bellwether_core::observe::NodeReport;
+use bellwether_core::task::Measures;
 use bellwether_core::{Command, Observed, Outcome, State, Timing};
 use bellwether_member::MemberConfig;
 use bellwether_pki::IdentityFiles;
 use bellwether_raft::{ProposeError, RaftHandle};
-use bellwether_types::WatchdogTiming;
+use bellwether_types::{NodeId, TaskId, WatchdogTiming};
 use tokio::sync::watch;
 
 use crate::clock::Clock;
@@ -24,6 +27,8 @@ pub struct Controller {
     pub links: Links,
     pub clock: Clock,
     observed: Mutex<Observed>,
+    /// How far the pre-copies are that this leader follows.
+    progress: watch::Sender<BTreeMap<TaskId, Measures>>,
     /// Counts reports, so that whoever waits for one wakes up.
     reports: watch::Sender<u64>,
 }
@@ -45,6 +50,7 @@ impl Controller {
             links,
             clock: Clock::start(),
             observed: Mutex::default(),
+            progress: watch::Sender::default(),
             reports: watch::Sender::new(0),
         }
     }
@@ -63,6 +69,28 @@ impl Controller {
     pub fn note(&self, change: impl FnOnce(&mut Observed)) {
         change(&mut self.observed());
         self.reports.send_modify(|count| *count += 1);
+    }
+
+    /// How far a task is within its step; volatile, as it is old in a moment.
+    pub fn note_progress(&self, task: TaskId, measures: Measures) {
+        self.progress.send_modify(|all| drop(all.insert(task, measures)));
+    }
+
+    pub fn forget_progress(&self, task: TaskId) {
+        self.progress.send_modify(|all| drop(all.remove(&task)));
+    }
+
+    pub fn watch_progress(&self) -> watch::Receiver<BTreeMap<TaskId, Measures>> {
+        self.progress.subscribe()
+    }
+
+    /// Takes note of what an agent reports; those who wait are woken when it says something new, and
+    /// not by every sign of life.
+    pub fn take_report(&self, node: NodeId, report: NodeReport) {
+        let state = self.state();
+        if self.observed().take(node, report, &state) {
+            self.reports.send_modify(|count| *count += 1);
+        }
     }
 
     pub fn watch_reports(&self) -> watch::Receiver<u64> {

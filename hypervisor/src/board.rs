@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bellwether_memory::LazyRestore;
-use bellwether_types::StateFileRef;
+use bellwether_types::{Handover, StateFileRef};
 
 use crate::exit;
 use crate::gate::Hold;
@@ -34,6 +34,8 @@ pub struct View {
     pub claim_fault: String,
     pub locked: bool,
     pub sealed: Option<Sealed>,
+    /// What the claim says that was handed over.
+    pub handover: Option<Handover>,
     pub machine: Option<Arc<Machine>>,
     pub lease: Option<Arc<LeaseGuard>>,
     pub memory: Option<Arc<LazyRestore>>,
@@ -91,6 +93,7 @@ impl Default for Board {
             claim_fault: String::new(),
             locked: false,
             sealed: None,
+            handover: None,
             machine: None,
             lease: None,
             memory: None,

@@ -38,6 +38,7 @@ pub enum Verb {
     Pause,
     Resume,
     Save,
+    HandOver,
     PreCopy,
     Shutdown,
     Stop,
@@ -63,7 +64,7 @@ pub fn next(phase: Phase, verb: Verb) -> Result<Phase, Refused> {
         (Running, V::Pause | V::Resume | V::PreCopy | V::Shutdown) => Running,
         (Running, V::Save) => Sealed,
         // Asked again, it answers again.
-        (Sealed, V::Save) => Sealed,
+        (Sealed, V::Save | V::HandOver) => Sealed,
         (_, V::Stop) => Exited,
         _ => return Err(Refused { verb, phase }),
     })
@@ -79,6 +80,7 @@ fn hint(verb: Verb) -> &'static str {
         Verb::Pause | Verb::Resume | Verb::Save | Verb::PreCopy | Verb::Shutdown => {
             "start the VM first"
         }
+        Verb::HandOver => "save the VM first",
         Verb::Stop => "",
     }
 }
@@ -101,6 +103,7 @@ impl fmt::Display for Verb {
         match self {
             Self::LoadAhead => f.write_str("load ahead"),
             Self::PreCopy => f.write_str("pre-copy"),
+            Self::HandOver => f.write_str("hand over"),
             other => f.write_str(&format!("{other:?}").to_lowercase()),
         }
     }
@@ -111,7 +114,7 @@ mod tests {
     use super::*;
     use Phase::*;
 
-    const VERBS: [Verb; 11] = [
+    const VERBS: [Verb; 12] = [
         Verb::Create,
         Verb::Lock,
         Verb::LoadAhead,
@@ -120,6 +123,7 @@ mod tests {
         Verb::Pause,
         Verb::Resume,
         Verb::Save,
+        Verb::HandOver,
         Verb::PreCopy,
         Verb::Shutdown,
         Verb::Stop,
@@ -141,7 +145,7 @@ mod tests {
             allowed(Running),
             [Verb::Pause, Verb::Resume, Verb::Save, Verb::PreCopy, Verb::Shutdown, Verb::Stop]
         );
-        assert_eq!(allowed(Sealed), [Verb::Start, Verb::Save, Verb::Stop]);
+        assert_eq!(allowed(Sealed), [Verb::Start, Verb::Save, Verb::HandOver, Verb::Stop]);
         assert_eq!(allowed(Exited), [Verb::Stop]);
     }
 

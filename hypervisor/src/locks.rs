@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bellwether_claim::{Claim, ClaimError, ClaimRecord, DiskLock, DiskLockError};
-use bellwether_types::{BootId, Epoch, NodeId, VmId};
+use bellwether_types::{BootId, Epoch, Handover, NodeId, VmId};
 use uuid::Uuid;
 
 use crate::board::Board;
@@ -26,6 +26,8 @@ pub enum LockError {
     OlderEpoch { held: u64, asked: u64 },
     #[error("start the watch over the claim: {0}")]
     Watch(std::io::Error),
+    #[error("the VM has no claim in which a handover could be recorded; its VMM works alone")]
+    NoClaim,
     #[error("waiting for the locks was called off: the VMM is to stop")]
     Cancelled,
 }
@@ -118,6 +120,23 @@ impl Locks {
         }
         self.epoch = epoch;
         Ok(())
+    }
+
+    /// Records in the claim that the VM is sealed and let go.
+    pub fn hand_over(&self, handover: Handover) -> Result<(), LockError> {
+        let claim = self.claim.as_ref().ok_or(LockError::NoClaim)?;
+        Ok(claim.with(|claim| claim.hand_over(handover)).ok_or(LockError::NoClaim)??)
+    }
+
+    /// A guest is about to run: what was handed over before is of the past.
+    pub fn consume_handover(&self) -> Result<(), LockError> {
+        let claim = self.claim.as_ref();
+        Ok(claim.and_then(|it| it.with(Claim::consume_handover)).unwrap_or(Ok(()))?)
+    }
+
+    /// What an earlier runner handed over with the claim.
+    pub fn handover(&self) -> Option<Handover> {
+        self.claim.as_ref().and_then(|it| it.with(|claim| claim.handover())).flatten()
     }
 }
 

@@ -157,6 +157,12 @@ impl Vmm for StandIn {
         Ok(Response::new(state.status()))
     }
 
+    async fn hand_over(&self, _: Request<v1::HandOverRequest>) -> Answered<v1::VmmStatus> {
+        let state = self.lock();
+        state.needs(&["sealed"])?;
+        Ok(Response::new(state.status()))
+    }
+
     async fn save(&self, request: Request<v1::SaveRequest>) -> Answered<v1::SaveReply> {
         if self.is_told("save=full") {
             return Err(Status::internal(

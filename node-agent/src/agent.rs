@@ -22,6 +22,7 @@ use crate::capacity;
 use crate::config::AgentConfig;
 use crate::desk::Desk;
 use crate::fencing::Fencing;
+use crate::heartbeat::Watch;
 use crate::launch::Launcher;
 use crate::node::Node;
 use crate::registry::Registry;
@@ -53,7 +54,7 @@ pub async fn run(data_dir: &Path, config: AgentConfig) -> anyhow::Result<()> {
     );
     let tls = server_config(&files, AGENT_PORT_ROLES).context("set up TLS")?;
     let service = InterceptedService::new(
-        AgentServer::new(AgentService::new(registry)),
+        AgentServer::new(AgentService::new(Arc::clone(&registry))),
         RequireRole::any_of(AGENT_PORT_ROLES),
     );
     let server = Server::builder()
@@ -62,10 +63,14 @@ pub async fn run(data_dir: &Path, config: AgentConfig) -> anyhow::Result<()> {
         .add_service(service)
         .serve_with_incoming(serve_tls(listener, tls, ServeLimits::default()));
     let client_tls = client_config(&files).context("set up TLS")?;
+    let handover_after = Duration::from_millis(config.handover_after_ms);
+    let handover_after = Some(handover_after).filter(|after| !after.is_zero());
+    let watch = Watch::new(Arc::clone(&node), registry, handover_after);
     let renewal = Renewal::new(node, config, member, data_dir.into(), capacity, client_tls);
     tokio::select! {
         served = server => served.context("serve the agent's port"),
         () = renewal.run() => anyhow::bail!("the renewal has ended"),
+        () = watch.run() => anyhow::bail!("the heartbeat has ended"),
         signal = told_to_end() => {
             let name = signal?;
             tracing::info!(signal = name, "ending; the VMs go on");

@@ -33,6 +33,9 @@ pub struct AgentConfig {
     pub status_interval_ms: u64,
     /// How many times longer than usual a VMM may take for what it is told: for very slow hosts.
     pub patience: u32,
+    /// How long this node alone hears no controller before it hands its VMs over: seals them on the
+    /// storage, so that others run them on. 0 for never.
+    pub handover_after_ms: u64,
 }
 
 impl Default for AgentConfig {
@@ -47,6 +50,7 @@ impl Default for AgentConfig {
             renew_interval_ms: None,
             status_interval_ms: 250,
             patience: 1,
+            handover_after_ms: 30_000,
         }
     }
 }

@@ -2,12 +2,12 @@
 //! to the VMMs.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bellwether_agent_core::{
-    Lease, LeaseAnswer, LeaseRequest, LeaseState, Stamp, Standing, is_recent,
+    Lease, LeaseAnswer, LeaseRequest, LeaseState, Pulse, Stamp, Standing, is_recent,
 };
 use bellwether_lease::{LeaseError, LeasePage};
 use bellwether_types::{BootId, Epoch, VmId};
@@ -31,6 +31,10 @@ struct Inner {
     /// The newest request, and the one whose answer brought `grants`.
     asked: u64,
     answered: u64,
+    /// The last that was heard of a quorum.
+    pulse: Option<Pulse>,
+    /// The cluster's storage, once it was told.
+    storage: Option<PathBuf>,
     grants: HashMap<VmId, Epoch>,
     pages: HashMap<VmId, LeasePage>,
 }
@@ -44,6 +48,8 @@ impl Desk {
             lease_ms: 0,
             asked: 0,
             answered: 0,
+            pulse: None,
+            storage: None,
             grants: HashMap::new(),
             pages: HashMap::new(),
         };
@@ -55,10 +61,33 @@ impl Desk {
     }
 
     /// A registration has succeeded.
-    pub fn registered(&self, lease_ms: u64) {
+    pub fn registered(&self, lease_ms: u64, storage: &str) {
         let mut inner = self.lock();
         inner.lease_ms = lease_ms;
+        inner.storage = (!storage.is_empty()).then(|| storage.into());
         inner.last_contact = Some(clock::now());
+    }
+
+    /// The cluster's storage; none before the first registration.
+    pub fn storage(&self) -> Option<PathBuf> {
+        self.lock().storage.clone()
+    }
+
+    /// A leader has answered, confirmed by a quorum at this pulse.
+    pub fn hear_pulse(&self, pulse: Pulse) {
+        let mut inner = self.lock();
+        inner.pulse = inner.pulse.max(Some(pulse));
+    }
+
+    /// The last that was heard of a quorum.
+    pub fn pulse(&self) -> Option<Pulse> {
+        self.lock().pulse
+    }
+
+    /// When a controller answered last, and for how long that counts, milliseconds.
+    pub fn contact(&self) -> (Option<Stamp>, u64) {
+        let inner = self.lock();
+        (inner.last_contact, inner.lease_ms)
     }
 
     /// A new request, stamped before it is sent.

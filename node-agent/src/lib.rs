@@ -13,6 +13,7 @@
 //! - [`renewal`], [`desk`], [`board`]: registration, lease, grants and observations.
 //! - [`fencing`]: what the fencer promises, and the grants that it pets the watchdog under.
 //! - [`launch`], [`process`], [`runtime_dir`], [`vmm`]: processes that outlive the agent.
+//! - [`heartbeat`]: on the storage; what this node does when it alone hears no controller.
 //! - [`storage`], [`inspect`]: the shared storage.
 //!
 //! *Who owns what.* A VM's record belongs to its owner task, the lease to the renewal task, the
@@ -30,6 +31,7 @@ pub mod config;
 pub mod desk;
 mod failpoints;
 pub mod fencing;
+pub mod heartbeat;
 pub mod inspect;
 pub mod launch;
 pub mod node;

@@ -17,7 +17,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bellwether_agent_core::{LeaseAnswer, Rotation};
+use bellwether_agent_core::{LeaseAnswer, Pulse, Rotation};
+use bellwether_failpoint::hold;
 use bellwether_member::{KnownController, MemberConfig, Ports};
 use bellwether_pki::{ServerIdentity, connect_channel, refusal_by_peer};
 use bellwether_proto::v1;
@@ -32,9 +33,11 @@ use crate::config::AgentConfig;
 use crate::node::Node;
 use crate::wire;
 
-/// How long one controller may take before the next is asked: a third of the lease, so that one dead
-/// controller does not cost the lease, within these bounds. Forwarding to the leader and its quorum
-/// check are two round trips; an election takes longer, and then another one may know more.
+/// How long one controller may take before the next is asked: a sixth of the lease, within these
+/// bounds. Together with the pause before it, another sixth, that leaves the next controller time to
+/// answer before the silence of half a lease after which this node would be called unknown, so that
+/// one dead controller makes no healthy node suspect. Forwarding to the leader and its quorum check
+/// are two round trips; an election takes longer, and then another one may know more.
 const ANSWER_MIN: Duration = Duration::from_millis(500);
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
@@ -87,6 +90,8 @@ impl Renewal {
     pub async fn run(mut self) {
         let mut registered = false;
         loop {
+            // A test that holds it cuts this node off from the controllers.
+            hold(&format!("agent.renew.{}", self.node.name)).await;
             let answer = match registered {
                 false => self.register().await,
                 true => self.renew().await.map(|register_again| !register_again),
@@ -150,8 +155,10 @@ impl Renewal {
 
     fn answer_max(&self) -> Duration {
         match self.lease_ms {
-            0 => ANSWER_MAX,
-            lease_ms => Duration::from_millis(lease_ms / 3).clamp(ANSWER_MIN, ANSWER_MAX),
+            0 => self.node.allow(ANSWER_MAX),
+            lease_ms => {
+                Duration::from_millis(lease_ms / 6).clamp(ANSWER_MIN, self.node.allow(ANSWER_MAX))
+            }
         }
     }
 
@@ -179,7 +186,7 @@ impl Renewal {
             return Ok(false);
         }
         self.lease_ms = reply.lease_ms;
-        self.node.desk.registered(reply.lease_ms);
+        self.node.desk.registered(reply.lease_ms, &reply.storage);
         tracing::info!(
             node_id = %self.node.id,
             boot_id = %self.node.boot_id,
@@ -216,6 +223,7 @@ impl Renewal {
         if matches!(answer, LeaseAnswer::Granted { .. }) {
             self.node.fencing.granted(reply.term, stamped.stamp);
         }
+        self.node.desk.hear_pulse(Pulse { term: reply.term, ms: reply.pulse_ms });
         self.learn(&reply.controllers);
         Ok(false)
     }

@@ -1,5 +1,7 @@
 //! The Agent service: from the wire to the owners and back. See `agent.proto`.
 
+mod pre_copy;
+
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -106,10 +108,12 @@ impl Agent for AgentService {
         let request = request.into_inner();
         let details = Details::TakeOver { wait: wait_of(request.wait_ms) };
         let reply = match self.order(request.order, Order::TakeOver, details).await? {
-            Reply::Answer(Answer::TakenOver) => {
-                v1::TakeOverReply { held: true, holder: String::new() }
-            }
-            Reply::NotHeld { holder } => v1::TakeOverReply { held: false, holder },
+            Reply::Answer(Answer::TakenOver { handover }) => v1::TakeOverReply {
+                held: true,
+                holder: String::new(),
+                handover: handover.map(v1::Handover::from),
+            },
+            Reply::NotHeld { holder } => v1::TakeOverReply { held: false, holder, handover: None },
             other => return Err(unexpected(&other)),
         };
         Ok(Response::new(reply))
@@ -141,6 +145,31 @@ impl Agent for AgentService {
             }
             other => Err(unexpected(&other)),
         }
+    }
+
+    type PreCopyStream = Pin<Box<dyn Stream<Item = Result<v1::PreCopyProgress, Status>> + Send>>;
+
+    async fn pre_copy(
+        &self,
+        request: Request<v1::StartPreCopyRequest>,
+    ) -> Answered<Self::PreCopyStream> {
+        let stream = self.start_pre_copy(request.into_inner()).await?;
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn end_pre_copy(
+        &self,
+        request: Request<v1::EndPreCopyRequest>,
+    ) -> Answered<v1::EndPreCopyReply> {
+        self.plain(request.into_inner().order, Order::EndPreCopy).await?;
+        Ok(Response::new(v1::EndPreCopyReply {}))
+    }
+
+    async fn load_ahead(
+        &self,
+        request: Request<v1::LoadPiecesRequest>,
+    ) -> Answered<v1::LoadAheadReply> {
+        self.load_pieces(request.into_inner()).await.map(Response::new)
     }
 
     async fn seal(&self, request: Request<v1::SealRequest>) -> Answered<v1::SealReply> {
@@ -228,7 +257,7 @@ impl Agent for AgentService {
         let hello = hello.map_err(|_| Status::deadline_exceeded("the console sent no order"))??;
         let hello = hello.ok_or_else(|| Status::invalid_argument("the console sent no order"))?;
         let vmm = match self.order(hello.order, Order::Console, Details::Plain).await? {
-            Reply::Console(vmm) => vmm,
+            Reply::Connection(vmm) => vmm,
             other => return Err(unexpected(&other)),
         };
         // A console that breaks off has ended; the VM goes on without it.

@@ -4,7 +4,7 @@ use bellwether_agent_core::{
     ActivateTimings, Observation, Order, SaveTimings, SealedState, Stamped, VmmSight, VmmState,
 };
 use bellwether_proto::{ConvertError, v1};
-use bellwether_types::{Arbiter, BootId, Epoch, StateFileRef, VmId};
+use bellwether_types::{Arbiter, BootId, Epoch, Handover, StateFileRef, VmId};
 
 /// The VM that an order is about, and the order itself.
 pub fn stamped(order: Option<v1::Order>, what: Order) -> Result<(VmId, Stamped), ConvertError> {
@@ -70,6 +70,7 @@ pub fn sight(status: &v1::VmmStatus) -> Result<VmmSight, ConvertError> {
         memory_loaded_bytes: status.memory_loaded_bytes,
         memory_total_bytes: status.memory_total_bytes,
         sealed: status.sealed.clone().map(sealed_state).transpose()?,
+        handover: status.handover.clone().map(Handover::try_from).transpose()?,
     })
 }
 

@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 
 use bellwether_types::{
-    DiskFormat, DiskSpec, Epoch, NodeId, Ports, RestartPolicy, SpecError, StateFileRef, VmSpec,
+    DiskFormat, DiskSpec, Epoch, Handover, NodeId, Ports, RestartPolicy, SpecError, StateFileRef,
+    VmSpec,
 };
 
 use crate::v1;
@@ -123,12 +124,7 @@ impl TryFrom<v1::StateFile> for StateFileRef {
     type Error = ConvertError;
 
     fn try_from(file: v1::StateFile) -> Result<Self, ConvertError> {
-        let hash =
-            <[u8; 32]>::try_from(file.hash.as_slice()).map_err(|_| ConvertError::Invalid {
-                field: "state_file.hash",
-                value: format!("{} bytes", file.hash.len()),
-                expected: "a Blake3 hash has 32 bytes",
-            })?;
+        let hash = hash_of("state_file.hash", &file.hash)?;
         Ok(Self {
             path: PathBuf::from(file.path),
             hash,
@@ -136,6 +132,30 @@ impl TryFrom<v1::StateFile> for StateFileRef {
             bytes: file.bytes,
         })
     }
+}
+
+impl From<Handover> for v1::Handover {
+    fn from(it: Handover) -> Self {
+        let (epoch, hash) = (it.epoch.0, it.hash.to_vec());
+        Self { epoch, generation: it.generation, bytes: it.bytes, hash }
+    }
+}
+
+impl TryFrom<v1::Handover> for Handover {
+    type Error = ConvertError;
+
+    fn try_from(it: v1::Handover) -> Result<Self, ConvertError> {
+        let hash = hash_of("handover.hash", &it.hash)?;
+        Ok(Self { epoch: Epoch(it.epoch), generation: it.generation, bytes: it.bytes, hash })
+    }
+}
+
+fn hash_of(field: &'static str, bytes: &[u8]) -> Result<[u8; 32], ConvertError> {
+    bytes.try_into().map_err(|_| ConvertError::Invalid {
+        field,
+        value: format!("{} bytes", bytes.len()),
+        expected: "a Blake3 hash has 32 bytes",
+    })
 }
 
 impl From<Ports> for v1::Ports {

@@ -2,15 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use bellwether_types::{ClusterPatch, ClusterSettings, Failback, RestartLimit, Strength};
+use bellwether_types::{ClusterPatch, ClusterSettings, Failback, PreCopy, RestartLimit, Strength};
 
 use crate::{ConvertError, v1};
 
 impl From<ClusterSettings> for v1::ClusterSettings {
     fn from(settings: ClusterSettings) -> Self {
-        let ClusterSettings { reserve_nodes, quarantine_exits, quarantine_window_s, quarantine_s } =
-            settings;
-        Self { reserve_nodes, quarantine_exits, quarantine_window_s, quarantine_s }
+        let ClusterSettings {
+            reserve_nodes,
+            quarantine_exits,
+            quarantine_window_s,
+            quarantine_s,
+            pre_copy_mib_s,
+        } = settings;
+        Self { reserve_nodes, quarantine_exits, quarantine_window_s, quarantine_s, pre_copy_mib_s }
     }
 }
 
@@ -21,8 +26,9 @@ impl From<v1::SetClusterRequest> for ClusterPatch {
             quarantine_exits,
             quarantine_window_s,
             quarantine_s,
+            pre_copy_mib_s,
         } = request;
-        Self { reserve_nodes, quarantine_exits, quarantine_window_s, quarantine_s }
+        Self { reserve_nodes, quarantine_exits, quarantine_window_s, quarantine_s, pre_copy_mib_s }
     }
 }
 
@@ -35,6 +41,18 @@ pub fn failback(word: &str) -> Result<Option<Failback>, ConvertError> {
         field: "failback",
         value: word.to_owned(),
         expected: "give never, immediately, or hours of the day in UTC like 22-6",
+    })
+}
+
+/// What follows when memory changes too fast; an empty word says nothing.
+pub fn pre_copy(word: &str) -> Result<Option<PreCopy>, ConvertError> {
+    if word.is_empty() {
+        return Ok(None);
+    }
+    PreCopy::from_word(word).map(Some).ok_or_else(|| ConvertError::Invalid {
+        field: "pre_copy",
+        value: word.to_owned(),
+        expected: "give finish, give-up or never",
     })
 }
 

@@ -29,6 +29,7 @@ Commands:
   test        Set up, build, and run all tests
   verify      What CI runs: formatting, lints, dependency rules, licences, then all tests
   bench       Measurements: `cargo xtask bench migrate`, `cargo xtask bench scale`
+  torture     Faults at random moments of moves: `cargo xtask torture migrate`
   sim         Years of failures on the decision code, under seeds
   mutate-sim  Break the product on purpose: the simulator must notice
   lab         A cluster of real hosts under emulation: power cuts, frozen hosts, pulled cables
@@ -60,6 +61,7 @@ fn run(arguments: &[String]) -> Result<()> {
         "bench" => cluster::bench(&rest),
         "test" => verify::test(&rest),
         "verify" => verify::verify(&rest),
+        "torture" => cluster::torture(&rest),
         "sim" => sim::sim(&rest),
         "mutate-sim" => mutate::mutate(&rest),
         "check-deps" => check_deps::run(&rest),

@@ -89,6 +89,29 @@ pub enum Command {
     /// Why things are as they are: a VM's place, a task's decisions
     #[command(subcommand)]
     Explain(ExplainCommand),
+    /// What a cluster would do in a scenario from a file: faults and commands, in virtual time
+    ///
+    /// Needs no cluster. The real decision code runs on simulated hosts, networks and storage; minutes
+    /// take milliseconds, and the same file always gives the same log. Each line of the log is a
+    /// decision with its time and its reason. docs/scenarios.md describes the file; a small one:
+    ///
+    ///     nodes 3 memory 16G vcpus 8
+    ///     storage nfs lease 10s
+    ///     vm web memory 4G prefer n1 failback immediately on n1
+    ///     at 10s power off n1 for 1m
+    ///     at 30s bell vm set web --priority 10
+    ///     expect web runs on n2,n3 by 40s
+    ///
+    /// The exit code is 0 when all that the file expects was so, and 1 when something was not.
+    #[command(
+        verbatim_doc_comment,
+        after_help = "Examples:\n  bell simulate power-cut.scenario\n  \
+                      bell simulate power-cut.scenario -o json"
+    )]
+    Simulate {
+        /// The scenario
+        file: PathBuf,
+    },
     /// What happened, in the order in which it happened
     #[command(subcommand)]
     Event(EventCommand),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bellwether_proto::v1;
-use bellwether_types::{Failback, RestartPolicy};
+use bellwether_types::{Failback, PreCopy, RestartPolicy};
 use clap::Args;
 
 use crate::parse;
@@ -32,6 +32,14 @@ pub struct RuleArgs {
     /// [default: no limit]
     #[arg(long, value_name = "N/TIME", value_parser = parse::restarts)]
     pub restarts: Option<(u32, Duration)>,
+    /// When its memory changes faster than the storage takes it, a move or a save can `finish` with
+    /// the outage that was predicted, or `give-up`; `never` writes all memory with the guest stopped
+    /// [default: finish]
+    #[arg(long, value_name = "HOW", value_parser = parse::pre_copy)]
+    pub pre_copy: Option<PreCopy>,
+    /// How long its guest may stand still in a move, milliseconds; 0 for the default [default: 50]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(..=60_000))]
+    pub downtime_ms: Option<u32>,
 }
 
 impl RuleArgs {
@@ -47,6 +55,8 @@ impl RuleArgs {
             restart_limit: self
                 .restarts
                 .map(|(times, period)| v1::RestartLimit { times, period_s: period.as_secs() }),
+            pre_copy: self.pre_copy.map(PreCopy::as_str).unwrap_or_default().to_owned(),
+            downtime_ms: self.downtime_ms,
             ..v1::VmChanges::default()
         }
     }
@@ -108,6 +118,10 @@ pub struct ClusterSet {
     /// How long a node in quarantine gets no new VMs
     #[arg(long, value_name = "TIME", value_parser = parse::duration)]
     pub quarantine_time: Option<Duration>,
+    /// What moves and saves of running VMs may write a second from one node, MiB; each move of a
+    /// drain gets its part; 0 sets no limit
+    #[arg(long, value_name = "MIB")]
+    pub pre_copy_mib_s: Option<u32>,
 }
 
 impl ClusterSet {
@@ -117,6 +131,7 @@ impl ClusterSet {
             quarantine_exits: self.quarantine_after,
             quarantine_window_s: self.quarantine_window.map(|time| time.as_secs()),
             quarantine_s: self.quarantine_time.map(|time| time.as_secs()),
+            pre_copy_mib_s: self.pre_copy_mib_s,
         }
     }
 }

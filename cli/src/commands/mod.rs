@@ -4,6 +4,7 @@ mod cluster;
 mod context;
 mod event;
 mod node;
+mod simulate;
 mod task;
 mod vm;
 mod why;
@@ -73,6 +74,7 @@ pub async fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
         Command::Task(command) => task::run(&session, command).await,
         Command::WhatIf(command) => why::what_if(&session, command).await,
         Command::Explain(command) => why::explain(&session, command).await,
+        Command::Simulate { file } => simulate::run(&session, &file),
         Command::Event(command) => event::run(&session, command).await,
         Command::Context(command) => context::run(&session, command).await,
         Command::Completions { shell } => {

@@ -50,10 +50,17 @@ impl ToJson for v1::ClusterStatus {
 
 impl ToJson for v1::ClusterSettings {
     fn to_json(&self) -> Value {
-        let Self { reserve_nodes, quarantine_exits, quarantine_window_s, quarantine_s } = self;
+        let Self {
+            reserve_nodes,
+            quarantine_exits,
+            quarantine_window_s,
+            quarantine_s,
+            pre_copy_mib_s,
+        } = self;
         json!({
             "reserve_nodes": reserve_nodes, "quarantine_exits": quarantine_exits,
             "quarantine_window_s": quarantine_window_s, "quarantine_s": quarantine_s,
+            "pre_copy_mib_s": pre_copy_mib_s,
         })
     }
 }
@@ -152,11 +159,14 @@ impl ToJson for v1::VmRules {
             start_after,
             restarts_max,
             restarts_period_s,
+            pre_copy,
+            downtime_ms,
         } = self;
         json!({
             "preferred_owners": preferred_owners, "failback": failback,
             "anti_affinity": anti_affinity, "start_after": start_after,
             "restarts_max": restarts_max, "restarts_period_s": restarts_period_s,
+            "pre_copy": pre_copy, "downtime_ms": downtime_ms,
         })
     }
 }

@@ -29,11 +29,13 @@ impl Progress {
         Self { bars, tasks: BTreeMap::new() }
     }
 
-    /// Takes the newest state of a task, and shows it if its step is a new one.
+    /// Takes the newest state of a task, and shows it if its step is a new one. A moving line also
+    /// shows how far a step is.
     pub fn show(&mut self, task: &v1::Task) {
-        let step = match task.outcome.as_str() {
-            "running" => task.step.clone(),
-            outcome => outcome.to_owned(),
+        let step = match (task.outcome.as_str(), &self.bars) {
+            ("running", Some(_)) => format!("{}{}", task.step, super::pre_copied(task)),
+            ("running", None) => task.step.clone(),
+            (outcome, _) => outcome.to_owned(),
         };
         let shown = self.tasks.entry(task.id).or_insert_with(|| Shown {
             step: String::new(),

@@ -231,6 +231,12 @@ fn rules(sheet: &mut Sheet, rules: &v1::VmRules) {
         let period = coarse(rules.restarts_period_s * 1_000);
         sheet.add("Restarts", format!("at most {} within {period}", rules.restarts_max));
     }
+    if !matches!(rules.pre_copy.as_str(), "" | "finish") {
+        sheet.add("Pre-copy", rules.pre_copy.clone());
+    }
+    if rules.downtime_ms > 0 {
+        sheet.add("Downtime", format!("{} ms", rules.downtime_ms));
+    }
 }
 
 pub fn tasks(tasks: &[v1::Task], now_ms: u64) -> Table {
@@ -307,8 +313,28 @@ fn measure(key: &str, value: u64) -> (&str, String) {
         Some((name, "us")) => (name, duration_us(value)),
         Some((name, "ms")) => (name, duration_us(value.saturating_mul(1_000))),
         Some((name, "bytes")) => (name, mebibytes(value)),
+        Some((name, "s")) if name.ends_with("_bytes_per") => {
+            (name.trim_end_matches("_bytes_per"), format!("{}/s", mebibytes(value)))
+        }
         _ => (key, value.to_string()),
     }
+}
+
+/// How far a pre-copy is, to be put behind the name of its step; empty when nothing is known.
+pub fn pre_copied(task: &v1::Task) -> String {
+    let part = |name: &str| task.measures.get(name).copied();
+    let told = (part("precopy_rounds"), part("precopy_bytes"), part("predicted_outage_us"));
+    let (Some(rounds), Some(bytes), Some(outage)) = told else { return String::new() };
+    if task.step != "pre-copy" {
+        return String::new();
+    }
+    let dirty = part("dirty_bytes_per_s").unwrap_or(0);
+    format!(
+        ", round {rounds}: {} written, the guest dirties {}/s, outage if stopped now {}",
+        mebibytes(bytes),
+        mebibytes(dirty),
+        duration_us(outage)
+    )
 }
 
 /// A size in MiB, with a decimal where it tells something.
@@ -373,6 +399,9 @@ fn settings(sheet: &mut Sheet, settings: v1::ClusterSettings) {
         ),
     };
     sheet.add("Reserve", reserve).add("Quarantine", quarantine);
+    if settings.pre_copy_mib_s > 0 {
+        sheet.add("Pre-copy", format!("at most {} MiB/s from a node", settings.pre_copy_mib_s));
+    }
 }
 
 const fn raft_role(controller: &v1::ControllerStatus) -> &'static str {

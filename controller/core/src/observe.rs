@@ -1,11 +1,13 @@
 //! What agents last reported. It lives in the leader's memory alone: a new leader knows nothing
 //! until it has been told, and says so (`NoReport`), instead of taking silence for absence.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bellwether_types::{BootId, Epoch, NodeId, VmId, VmState};
 
 use crate::fence::Vigil;
+use crate::reconcile::is_expected;
+use crate::state::State;
 
 /// One VMM incarnation as its agent sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,16 +37,80 @@ pub struct Observed {
     pub nodes: BTreeMap<NodeId, NodeReport>,
     /// The times on which proofs by waiting rest; none in a memory that never led.
     pub vigil: Option<Vigil>,
+    /// By node, what of its last report does not fit the state of that moment.
+    doubts: BTreeMap<NodeId, Doubts>,
+}
+
+/// What a report and the state disagree about. Planning looks at these and at nothing else that
+/// was reported, so that a round costs nothing where all is well; the next report, which follows
+/// soon, shows what the state has changed since. A doubt is no verdict: whoever acts looks again.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Doubts {
+    /// VMs that the node is to run, and is not reported to.
+    missing: BTreeSet<VmId>,
+    /// Incarnations that the state has no place for.
+    surplus: BTreeSet<(VmId, Epoch)>,
 }
 
 impl Observed {
-    /// Takes note of a report, unless a newer one of the same boot is known.
-    pub fn take(&mut self, node: NodeId, report: NodeReport) {
+    /// Takes note of a report, unless a newer one of the same boot is known. Answers whether it
+    /// says anything that the last one did not.
+    pub fn take(&mut self, node: NodeId, report: NodeReport, state: &State) -> bool {
         let newer = |known: &NodeReport| {
             known.boot_id == report.boot_id && report.nonce != 0 && known.nonce > report.nonce
         };
-        if !self.nodes.get(&node).is_some_and(newer) {
-            self.nodes.insert(node, report);
+        let known = self.nodes.get(&node);
+        if known.is_some_and(newer) {
+            return false;
+        }
+        let same = |known: &NodeReport| known.boot_id == report.boot_id && known.vms == report.vms;
+        let is_news = !known.is_some_and(same);
+        let doubts = Doubts::of(node, &report, state);
+        let doubted = self.doubts.get(&node).is_some_and(|known| *known != doubts);
+        match doubts == Doubts::default() {
+            true => drop(self.doubts.remove(&node)),
+            false => drop(self.doubts.insert(node, doubts)),
+        }
+        self.nodes.insert(node, report);
+        is_news || doubted
+    }
+
+    /// Forgets everything: a new leader knows nothing until it has been told.
+    pub fn forget(&mut self) {
+        *self = Self::default();
+    }
+
+    /// VMs that may have ended, as of the last reports.
+    pub(crate) fn missing(&self) -> impl Iterator<Item = VmId> {
+        self.doubts.values().flat_map(|doubts| doubts.missing.iter().copied())
+    }
+
+    /// Incarnations that may be nobody's, as of the last reports.
+    pub(crate) fn surplus(&self) -> impl Iterator<Item = (NodeId, VmId, Epoch)> {
+        let of_node = |(node, doubts): (&NodeId, &Doubts)| {
+            let node = *node;
+            doubts.surplus.iter().map(move |(vm, epoch)| (node, *vm, *epoch)).collect::<Vec<_>>()
+        };
+        self.doubts.iter().flat_map(of_node)
+    }
+}
+
+impl Doubts {
+    fn of(node: NodeId, report: &NodeReport, state: &State) -> Self {
+        let lives: BTreeSet<(VmId, Epoch)> = report
+            .vms
+            .iter()
+            .filter(|seen| matches!(life(seen.state), Seen::Alive | Seen::Unsure))
+            .map(|seen| (seen.vm, seen.epoch))
+            .collect();
+        let runs = state.vms_of(node).filter_map(|vm| Some((vm.id, vm.place.runner()?)));
+        let missing = runs
+            .filter(|(_, runner)| runner.boot_id == report.boot_id)
+            .filter(|(vm, runner)| !lives.contains(&(*vm, runner.epoch)));
+        let surplus = report.vms.iter().map(|seen| (seen.vm, seen.epoch));
+        Self {
+            missing: missing.map(|(vm, _)| vm).collect(),
+            surplus: surplus.filter(|(vm, epoch)| !is_expected(state, node, *vm, *epoch)).collect(),
         }
     }
 }

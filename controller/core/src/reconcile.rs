@@ -4,6 +4,8 @@
 mod moves;
 mod placing;
 
+use std::collections::BTreeSet;
+
 use bellwether_types::{BootId, Epoch, NodeId, VmId};
 
 use crate::apply::is_due;
@@ -35,14 +37,23 @@ pub fn plan(
         .filter_map(|n| silence(observed, timing, leading_since, now, n))
         .collect();
     changes.extend(state.nodes.values().filter_map(|node| served(state, node, now)));
-    let idle = || state.vms.values().filter(|vm| vm.task.is_none());
+    let idle = candidates(state, observed).into_iter().filter_map(|id| state.vms.get(&id));
     let need = |vm| needed(state, observed, vm, leading_since, now).map(|need| (vm, need));
-    let mut needs: Vec<(&Vm, Need)> = idle().filter_map(need).collect();
+    let mut needs: Vec<(&Vm, Need)> =
+        idle.filter(|vm| vm.task.is_none()).filter_map(need).collect();
     needs.sort_by_key(|(vm, _)| (std::cmp::Reverse(vm.spec.priority), vm.id));
     changes.extend(needs.into_iter().map(|(vm, need)| begin(vm, need, None)));
     changes.extend(moves::moves(state, timing, now));
     changes.extend(placing::placements(state, observed, now));
     changes
+}
+
+/// The VMs that may need a task: all that are not where they are to be, that lost their runner, or
+/// that a report misses. Every other one is left alone, however many there are.
+fn candidates(state: &State, observed: &Observed) -> BTreeSet<VmId> {
+    let lost = state.index.runners().filter(|(node, boot)| is_lost_boot(state, *node, *boot));
+    let lost = lost.flat_map(|(node, _)| state.vms_of(node).map(|vm| vm.id));
+    lost.chain(state.index.unsettled()).chain(observed.missing()).collect()
 }
 
 /// A task that a VM needs, and what asks for it.
@@ -147,10 +158,12 @@ fn loss(state: &State, runner: &Runner) -> String {
 
 /// The runner's node is not heard from, is fenced, or has rebooted since.
 fn is_lost(state: &State, runner: &Runner) -> bool {
-    state
-        .nodes
-        .get(&runner.node)
-        .is_none_or(|node| !node.is_online() || node.boot_id != Some(runner.boot_id))
+    is_lost_boot(state, runner.node, runner.boot_id)
+}
+
+fn is_lost_boot(state: &State, node: NodeId, boot_id: BootId) -> bool {
+    let node = state.nodes.get(&node);
+    node.is_none_or(|node| !node.is_online() || node.boot_id != Some(boot_id))
 }
 
 /// The agent is there and says that the runner is not.
@@ -188,18 +201,24 @@ pub struct Stray {
 /// safe: nothing allows it to run. The state must be at least as new as the reports: a leader asks
 /// only after it has applied everything that was committed before its term.
 pub fn strays(state: &State, observed: &Observed) -> Vec<Stray> {
-    let mut strays = Vec::new();
-    for (node, report) in &observed.nodes {
-        for seen in &report.vms {
-            if !is_expected(state, *node, seen.vm, seen.epoch) {
-                strays.push(Stray { node: *node, vm: seen.vm, epoch: seen.epoch });
-            }
-        }
-    }
-    strays
+    let surplus = observed.surplus().map(|(node, vm, epoch)| Stray { node, vm, epoch });
+    let still = |stray: &Stray| {
+        observed.report(stray.node, stray.vm, stray.epoch).is_some()
+            && !is_expected(state, stray.node, stray.vm, stray.epoch)
+    };
+    surplus.filter(still).collect()
 }
 
-fn is_expected(state: &State, node: NodeId, vm: VmId, epoch: Epoch) -> bool {
+/// The strays of one VM on one node, by the node's last report and the state as it is now.
+pub fn strays_of(state: &State, observed: &Observed, node: NodeId, vm: VmId) -> Vec<Stray> {
+    let report = observed.nodes.get(&node);
+    let seen = report.into_iter().flat_map(|report| &report.vms).filter(|seen| seen.vm == vm);
+    let stray = seen.map(|seen| Stray { node, vm, epoch: seen.epoch });
+    stray.filter(|stray| !is_expected(state, node, vm, stray.epoch)).collect()
+}
+
+/// Whether the state has a place for an incarnation.
+pub(crate) fn is_expected(state: &State, node: NodeId, vm: VmId, epoch: Epoch) -> bool {
     let Some(vm) = state.vms.get(&vm) else {
         return false;
     };

@@ -11,10 +11,10 @@
 //!                        |                        \-- Busy --> Abandon, then Choose
 //!                        +-- place Sealed ---> Load ----------------+
 //!                        |                      ^  \-- fails, source alive --> ClaimBack --> failed
-//!                        +-- place Runner --> Seal                     (the VM goes on at the source)
+//!                        +-- place Runner --> PreCopy --> Seal         (the VM goes on at the source)
 //!                                             \-- fails --> Abandon --> failed (it never stopped)
 //!
-//!   save:      Seal --> Release(source) --> done          stop:   Release --> done
+//!   save:      PreCopy --> Seal --> Release(source) --> done      stop:   Release --> done
 //!   shutdown:  AskGuest --> AwaitGuest --> Release --> done              delete: Purge --> gone
 //! ```
 //!
@@ -42,6 +42,9 @@
 //! crash of anybody on the way leaves the place Revoked (it is asked again) or Sealed (the claim
 //! back, or another node's Load, is ordered again).
 //!
+//! PreCopy changes nothing of who may run the VM, and nothing depends on it: a seal without it
+//! writes all memory. A VM's rule leaves it out.
+//!
 //! Commits that change who may run the VM are made by these transitions and by nothing else:
 //! `Sealed` (Runner or Revoked to Sealed), `Loaded`, `Held`, and `Prepared` with a proof (to Runner
 //! of the attempt), `ClaimedBack`'s step (to Runner of the source), `Released` and `Proven` (to
@@ -51,7 +54,7 @@
 //! the next leader gives it again. A result that arrives late names a `step_no` that has passed
 //! and is ignored.
 
-use bellwether_types::{Arbiter, Epoch, FenceProof, NodeId, StateFileRef, VmState};
+use bellwether_types::{Arbiter, Epoch, FenceProof, NodeId, PreCopy, StateFileRef, VmState};
 
 use crate::apply::is_due;
 use crate::fence::{self, Outlook};
@@ -59,7 +62,7 @@ use crate::observe::{Observed, Seen};
 use crate::planner;
 use crate::reconcile::BY_CLUSTER;
 use crate::state::{Desired, Liveness, Node, Place, Runner, State, Vm};
-use crate::task::{Attempt, Retry, Step, StepEvent, Task, TaskKind, Then};
+use crate::task::{Attempt, Measures, Retry, Step, StepEvent, Task, TaskKind, Then};
 
 /// What the leader's executor does for a task now.
 #[derive(Clone, PartialEq, Debug)]
@@ -72,6 +75,11 @@ pub enum Action {
     },
     Prepare(Attempt),
     TakeOver(Attempt),
+    /// Write memory on the runner while the guest runs, and load it at the attempt.
+    PreCopy {
+        source: Runner,
+        load_at: Option<Attempt>,
+    },
     /// Seal on the runner; then load at the attempt while the seal is being committed.
     Seal {
         source: Runner,
@@ -116,6 +124,7 @@ pub fn next_action(state: &State, observed: &Observed, task: &Task, now: u64) ->
         Step::Choose => choose(state, observed, task, vm, now),
         Step::Prepare(attempt) => on_living(state, *attempt, Action::Prepare(*attempt)),
         Step::TakeOver(attempt) => on_living(state, *attempt, Action::TakeOver(*attempt)),
+        Step::PreCopy(load_at) => pre_copy(state, vm, *load_at),
         Step::Seal(load_at) => seal(vm, *load_at),
         Step::Load(attempt) => load(state, vm, *attempt),
         Step::Activate { attempt, from, file } => {
@@ -279,6 +288,16 @@ fn reported(observed: &Observed, vm: &Vm, runner: &Runner) -> Option<VmState> {
     (report.boot_id == runner.boot_id).then_some(seen.state)
 }
 
+fn pre_copy(state: &State, vm: &Vm, load_at: Option<Attempt>) -> Action {
+    match (seal(vm, load_at), load_at) {
+        (Action::Seal { source, load_at: Some(attempt) }, Some(_)) => {
+            on_living(state, attempt, Action::PreCopy { source, load_at })
+        }
+        (Action::Seal { source, load_at }, _) => Action::PreCopy { source, load_at },
+        (no_runner, _) => no_runner,
+    }
+}
+
 fn seal(vm: &Vm, load_at: Option<Attempt>) -> Action {
     match vm.place.runner() {
         Some(source) => Action::Seal { source: source.clone(), load_at },
@@ -363,9 +382,14 @@ pub fn given_up(state: &State, task: &Task, error: String) -> Option<StepEvent> 
             let wish = planner::Wish { leaving: Some(old.node), ..planner::Wish::of(task, vm) };
             Some(place(state, &wish))
         }
-        (Step::Prepare(_) | Step::TakeOver(_) | Step::Load(_) | Step::Purge(_), _) => {
-            Some(StepEvent::Failed { error, retry: Retry::OtherNode })
-        }
+        (
+            Step::Prepare(_)
+            | Step::TakeOver(_)
+            | Step::Load(_)
+            | Step::Purge(_)
+            | Step::PreCopy(_),
+            _,
+        ) => Some(StepEvent::Failed { error, retry: Retry::OtherNode }),
         (Step::Activate { attempt, .. } | Step::Reap { attempt, .. }, _) => {
             Some(StepEvent::RunnerLost { node: attempt.node })
         }
@@ -408,4 +432,27 @@ pub(crate) fn after_failure(task: &Task, vm: &Vm, retry: Retry) -> Then {
         _ if named || retry == Retry::Never => Then::Fail,
         _ => Then::Retry,
     }
+}
+
+/// The step in which a running VM is brought into a file, as its rule says.
+pub(crate) fn stop_for(vm: &Vm, load_at: Option<Attempt>) -> Step {
+    match vm.rules.pre_copy {
+        PreCopy::Never => Step::Seal(load_at),
+        PreCopy::Finish | PreCopy::GiveUp => Step::PreCopy(load_at),
+    }
+}
+
+/// What a pre-copy has measured, in a sentence; none if there was none.
+pub(crate) fn pre_copy_summary(measures: &Measures) -> Option<String> {
+    let part = |name: &str| measures.get(name).copied();
+    let (rounds, bytes) = (part("precopy_rounds")?, part("precopy_bytes")?);
+    let (dirty, outage) = (part("dirty_bytes_per_s")?, part("predicted_outage_us")?);
+    Some(format!(
+        "wrote {} MiB in {rounds} rounds while the guest ran; it dirties {} MiB/s, so that an \
+         outage of {}.{} ms is predicted",
+        bytes >> 20,
+        dirty >> 20,
+        outage / 1_000,
+        outage % 1_000 / 100
+    ))
 }

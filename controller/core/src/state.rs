@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 
 use bellwether_types::{
-    Arbiter, BootId, ClusterId, ClusterSettings, Epoch, FenceProof, MemberRole, NodeId, NodePhase,
-    Ports, StateFileRef, TaskId, VmId, VmRules, VmSpec,
+    Arbiter, BootId, ClusterId, ClusterSettings, Epoch, Failback, FenceProof, MemberRole, NodeId,
+    NodePhase, Ports, StateFileRef, TaskId, VmId, VmRules, VmSpec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -19,8 +19,8 @@ pub(crate) use index::{Index, Members, nodes_of};
 use crate::fence::NodeWatchdog;
 use crate::task::{Task, TaskKind};
 
-/// The version of this structure in snapshots. Versions 1 and 2 are read, too (`state/format.rs`).
-pub const STATE_FORMAT: u32 = 3;
+/// The version of this structure in snapshots. Version 1 is read, too (`state/format.rs`).
+pub const STATE_FORMAT: u32 = 2;
 /// How many events are kept.
 pub const EVENTS_MAX: usize = 2_000;
 /// How many ended tasks are kept.
@@ -283,6 +283,27 @@ impl Vm {
     /// and without a disk to write the claim file on the storage still does.
     pub fn arbiter(&self) -> Arbiter {
         self.arbiter
+    }
+
+    /// Whether it needs no report to see that something is to be done for it, perhaps after a pause.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        match &self.place {
+            Place::Revoked(_) => true,
+            Place::Runner(_) => self.desired == Desired::Stopped,
+            Place::Stopped | Place::Sealed { .. } => self.desired == Desired::Running,
+        }
+    }
+
+    /// Whether the cluster has put it onto a node that it does not like best, and it is to go back
+    /// at some time. One that a person put there stays.
+    pub(crate) fn is_away(&self) -> bool {
+        let by_cluster = || {
+            let placed = self.placed.as_ref();
+            placed.is_some_and(|placed| placed.by == crate::reconcile::BY_CLUSTER)
+        };
+        let Some(runner) = self.place.runner() else { return false };
+        let returns = self.rules.failback != Failback::Never;
+        returns && self.rules.preference(runner.node) > 0 && by_cluster()
     }
 
     /// Gives out the next epoch.

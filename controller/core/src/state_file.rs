@@ -3,9 +3,16 @@
 
 use std::path::{Component, Path};
 
-use bellwether_types::{StateFileRef, VmId};
+use bellwether_types::{Handover, StateFileRef, VmId};
 
 use crate::state::Runner;
+
+/// The state file that a runner has handed over.
+pub fn handed_over(storage: &Path, vm: VmId, handover: &Handover) -> StateFileRef {
+    let Handover { epoch, generation, bytes, hash } = *handover;
+    let path = storage.join("state").join(format!("{vm}.{epoch}.{generation}.state"));
+    StateFileRef { path, hash, epoch, bytes }
+}
 
 /// Checks that a file that a runner has sealed is `<storage>/state/<vm>.<epoch>.<n>.state`.
 pub fn check(storage: &Path, vm: VmId, runner: &Runner, file: &StateFileRef) -> Result<(), String> {

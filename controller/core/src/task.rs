@@ -102,6 +102,8 @@ pub enum Step {
     Release(Runner),
     /// The last traces on the storage go: state files and the claim.
     Purge(NodeId),
+    /// The runner writes memory while its guest runs; in a migration the destination reads along.
+    PreCopy(Option<Attempt>),
 }
 
 /// What comes after an abandoned attempt.
@@ -129,6 +131,7 @@ impl Step {
             Self::AwaitGuest { .. } => "await-guest",
             Self::Release(_) => "release",
             Self::Purge(_) => "purge",
+            Self::PreCopy(_) => "pre-copy",
         }
     }
 
@@ -138,7 +141,7 @@ impl Step {
             Self::Prepare(attempt) | Self::TakeOver(attempt) | Self::Load(attempt) => {
                 Some(*attempt)
             }
-            Self::Seal(attempt) => *attempt,
+            Self::Seal(attempt) | Self::PreCopy(attempt) => *attempt,
             Self::Activate { attempt, .. }
             | Self::Reap { attempt, .. }
             | Self::Abandon { attempt, .. } => Some(*attempt),
@@ -210,6 +213,15 @@ pub enum StepEvent {
     Placed {
         node: NodeId,
         why: String,
+    },
+    /// Every lock of the VM is held by the attempt, and the claim says that the old runner has
+    /// sealed the VM in this file and let go.
+    HeldWithState {
+        file: StateFileRef,
+    },
+    /// The guest can be stopped: what is left to write is small, or will not get smaller.
+    PreCopied {
+        measures: Measures,
     },
 }
 

@@ -49,7 +49,6 @@ impl RaftHandle {
     /// remembers. A new database belongs to none: it waits for [`Self::initialize_single`], or for
     /// a leader that adds it.
     pub async fn start(config: RaftConfig, connector: impl Connect) -> Result<Self, StartError> {
-        let openraft = Arc::new(config.openraft()?);
         let options = StoreOptions {
             node_id: config.node_id,
             cache_bytes: config.limits.cache_bytes,
@@ -60,6 +59,19 @@ impl RaftHandle {
         let store = tokio::task::spawn_blocking(move || Store::open(&data_dir, options))
             .await
             .map_err(|error| StartError::Raft(error.to_string()))??;
+        Self::start_on(config, connector, store).await
+    }
+
+    /// The same on a database that is open already.
+    pub(crate) async fn start_on(
+        config: RaftConfig,
+        connector: impl Connect,
+        store: Store,
+    ) -> Result<Self, StartError> {
+        let openraft = match config.openraft() {
+            Ok(openraft) => Arc::new(openraft),
+            Err(error) => return Err(give_up(&store, error).await),
+        };
         let machine = match StateMachine::load(store.clone()).await {
             Ok(machine) => machine,
             Err(error) => return Err(give_up(&store, error.into()).await),

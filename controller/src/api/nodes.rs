@@ -43,9 +43,7 @@ impl NodesApi {
             let now = self.controller.clock.now_ms();
             match contact.next(&self.controller.state(), now) {
                 Next::Confirm => contact.confirmed(self.confirm().await?),
-                Next::Note { node, report } => {
-                    self.controller.note(|observed| observed.take(node, report));
-                }
+                Next::Note { node, report } => self.controller.take_report(node, report),
                 Next::Commit(change) => drop(commit(&self.controller, change).await?),
                 Next::Unregistered { term } => {
                     return Ok(Answer { term, register: true, ..Answer::default() });
@@ -139,6 +137,7 @@ impl Nodes for NodesApi {
             grants: answer.grants.into_iter().map(grant).collect(),
             controllers: state.controllers.values().map(view::member).collect(),
             register: answer.register,
+            pulse_ms: self.controller.clock.now_ms(),
         }))
     }
 }

@@ -119,6 +119,8 @@ fn rules(state: &State, rules: &VmRules) -> v1::VmRules {
         start_after: rules.start_after.iter().map(|vm| state.vm_name(*vm)).collect(),
         restarts_max: limit.map_or(0, |limit| limit.times),
         restarts_period_s: limit.map_or(0, |limit| limit.period_s),
+        pre_copy: rules.pre_copy.as_str().to_owned(),
+        downtime_ms: rules.downtime_ms,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Carries one task out: asks the pure core what is next, does it, and commits what came of it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bellwether_core::answer::Failure;
@@ -11,12 +12,13 @@ use bellwether_core::state::Runner;
 use bellwether_core::{Attempt, Step, StepEvent, Task};
 use bellwether_failpoint as failpoint;
 use bellwether_raft::StateView;
-use bellwether_types::TaskId;
+use bellwether_types::{StateFileRef, TaskId};
 
 use tokio::sync::watch;
 
 use super::Leadership;
 use super::orders::Orders;
+use super::pre_copy::PreCopy;
 use crate::controller::Controller;
 
 /// The pause before an order whose outcome is unknown is given again.
@@ -57,6 +59,7 @@ impl Executor {
                     None => self.wait().await,
                 },
                 Action::Advance(event) => self.advance(&task, event).await,
+                Action::PreCopy { source, load_at } => self.pre_copy(&task, source, load_at).await,
                 Action::Seal { source, load_at } => self.seal(&task, source, load_at).await,
                 action => self.carry_out(&task, action).await,
             }
@@ -133,6 +136,26 @@ impl Executor {
         }
     }
 
+    /// The destination reads along while the source writes and its guest runs.
+    async fn pre_copy(&mut self, task: &Task, source: Runner, load_at: Option<Attempt>) {
+        let controller = Arc::clone(&self.controller);
+        let orders = Orders::new(&controller, self.leadership, task);
+        point(task, "before").await;
+        let heard = AtomicBool::new(false);
+        let on_progress = |measures| {
+            heard.store(true, Ordering::Relaxed);
+            controller.note_progress(task.id, measures);
+        };
+        let result = PreCopy::new(&orders, load_at, &on_progress).follow(&source).await;
+        point(task, "after").await;
+        if heard.into_inner() {
+            // It went on: only silence from here on counts.
+            self.patience = Patience::default();
+        }
+        self.conclude(task, result).await;
+        controller.forget_progress(task.id);
+    }
+
     /// The destination reads the sealed file while the seal is being committed: the guest stands
     /// still, and neither needs the other's answer.
     async fn seal(&mut self, task: &Task, source: Runner, load_at: Option<Attempt>) {
@@ -148,14 +171,31 @@ impl Executor {
         let Some(attempt) = load_at else {
             return self.advance(task, event).await;
         };
-        let (loaded, ()) =
-            tokio::join!(orders.load(attempt, &sealed.file), self.advance(task, event));
-        // Only if the seal was committed does the task stand at the step that the load belongs to.
+        let load = self.load_behind_seal(&orders, task, attempt, &sealed.file);
+        let ((), loaded) = tokio::join!(self.advance(task, event), load);
+        // Where the seal was committed and the claim was not, for whatever reason.
         if let Some(task) = self.at_step(&Step::Load(attempt)) {
-            point(&task, "before").await;
-            point(&task, "after").await;
             self.conclude(&task, loaded).await;
         }
+    }
+
+    /// Loads, and proposes the claim right behind the seal instead of after its commit: the log has
+    /// them in this order, and without the seal there is no step that the claim belongs to.
+    async fn load_behind_seal(
+        &self,
+        orders: &Orders<'_>,
+        task: &Task,
+        attempt: Attempt,
+        file: &StateFileRef,
+    ) -> Result<StepEvent, Failure> {
+        let loading = Task { step: Step::Load(attempt), step_no: task.step_no + 1, ..task.clone() };
+        point(&loading, "before").await;
+        let loaded = orders.load(attempt, file).await;
+        point(&loading, "after").await;
+        if let Ok(event) = &loaded {
+            self.advance(&loading, event.clone()).await;
+        }
+        loaded
     }
 
     fn at_step(&self, step: &Step) -> Option<Task> {
@@ -179,7 +219,7 @@ async fn give(orders: &Orders<'_>, action: Action) -> Result<StepEvent, Failure>
         Action::Release(attempt) => orders.release(attempt).await,
         Action::AskGuest(runner) => orders.ask_guest(&runner).await,
         Action::Purge(node) => orders.purge(node).await,
-        Action::Wait { .. } | Action::Advance(_) | Action::Seal { .. } => {
+        Action::Wait { .. } | Action::Advance(_) | Action::PreCopy { .. } | Action::Seal { .. } => {
             Err(Failure::Unknown("no order belongs to this".into()))
         }
     }

@@ -5,6 +5,7 @@
 mod executor;
 mod membership;
 pub mod orders;
+mod pre_copy;
 mod strays;
 
 use std::collections::BTreeMap;
@@ -56,7 +57,7 @@ pub async fn run(controller: Arc<Controller>) -> anyhow::Result<()> {
                     leading_since: since,
                 };
                 controller.note(|observed| {
-                    observed.nodes.clear();
+                    observed.forget();
                     observed.vigil = Some(vigil);
                 });
                 let leadership = Leadership { term: confirmed.term, since };

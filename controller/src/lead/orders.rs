@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 
 use bellwether_core::answer::{self, Failure, Kind};
 use bellwether_core::observe::Seen;
-use bellwether_core::reconcile::{Stray, strays};
+use bellwether_core::reconcile::strays_of;
 use bellwether_core::state::{Node, Runner};
 use bellwether_core::task::{Measures, Retry};
-use bellwether_core::{Attempt, Place, State, StepEvent, Task, Vm, state_file};
+use bellwether_core::{Attempt, Place, State, StepEvent, Task, TaskKind, Vm, state_file};
 use bellwether_proto::v1;
 use bellwether_proto::v1::agent_client::AgentClient;
-use bellwether_types::{BootId, Epoch, FenceProof, NodeId, StateFileRef, TaskId, VmId, VmSpec};
+use bellwether_types::{
+    BootId, Epoch, FenceProof, Handover, NodeId, PreCopy, StateFileRef, TaskId, VmId, VmSpec,
+};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
@@ -20,6 +22,8 @@ use crate::controller::Controller;
 
 /// How long an order may take before its outcome counts as unknown.
 const SHORT: Duration = Duration::from_secs(15);
+/// Reading what one order names.
+const AHEAD: Duration = Duration::from_secs(60);
 /// Sealing writes all of the guest's memory.
 const SEAL: Duration = Duration::from_secs(600);
 
@@ -87,9 +91,8 @@ impl<'a> Orders<'a> {
 
     /// An agent holds one incarnation of a VM at a time: what an earlier fault left there goes first.
     async fn clear_the_way(&self, attempt: Attempt) -> Result<()> {
-        let left = strays(&self.state, &self.controller.observed());
-        let here = |stray: &Stray| stray.node == attempt.node && stray.vm == self.task.vm;
-        for stray in left.into_iter().filter(here) {
+        let left = strays_of(&self.state, &self.controller.observed(), attempt.node, self.task.vm);
+        for stray in left {
             self.release(Attempt { node: stray.node, epoch: stray.epoch }).await?;
         }
         Ok(())
@@ -101,10 +104,71 @@ impl<'a> Orders<'a> {
             v1::TakeOverRequest { order: self.order(attempt.node, attempt.epoch)?, wait_ms };
         let mut agent = self.agent(attempt.node)?;
         let reply = agent.take_over(within(SHORT, request)).await.map_err(failure)?.into_inner();
-        Ok(match reply.held {
-            true => StepEvent::Held,
-            false => StepEvent::Busy { holder: reply.holder },
+        let handover = reply.handover.map(Handover::try_from).transpose();
+        let handover = handover.map_err(|error| refused(error.to_string()))?;
+        Ok(match (reply.held, handover) {
+            (true, None) => StepEvent::Held,
+            (true, Some(handover)) => {
+                let storage = PathBuf::from(self.storage());
+                let file = state_file::handed_over(&storage, self.task.vm, &handover);
+                StepEvent::HeldWithState { file }
+            }
+            (false, _) => StepEvent::Busy { holder: reply.holder },
         })
+    }
+
+    /// Whether the attempt can load ahead; an older agent cannot.
+    pub async fn can_load_ahead(&self, attempt: Attempt) -> Result<bool> {
+        match self.load_ahead(attempt, v1::LoadPiecesRequest::default()).await {
+            Err(Failure::Refused { error, .. }) if error == UNIMPLEMENTED => Ok(false),
+            outcome => outcome.map(|_| true),
+        }
+    }
+
+    /// Loads pieces of the file that the source writes.
+    pub async fn load_ahead(
+        &self,
+        attempt: Attempt,
+        request: v1::LoadPiecesRequest,
+    ) -> Result<v1::LoadAheadReply> {
+        let order = self.order(attempt.node, attempt.epoch)?;
+        let request = v1::LoadPiecesRequest { order, ..request };
+        let mut agent = self.agent(attempt.node)?;
+        let reply = agent.load_ahead(within(AHEAD, request)).await.map_err(unless_unknown_rpc)?;
+        Ok(reply.into_inner())
+    }
+
+    /// Starts or joins the pre-copy of this task; none if the runner's VMM does not know how.
+    pub async fn pre_copy(
+        &self,
+        source: &Runner,
+        tell_pieces: bool,
+    ) -> Result<Option<tonic::Streaming<v1::PreCopyProgress>>> {
+        let rules = &self.vm()?.rules;
+        let parallel = self.controller.timing.drain_parallel.max(1) as u64;
+        let request = v1::StartPreCopyRequest {
+            order: self.order(source.node, source.epoch)?,
+            storage: self.storage(),
+            downtime_ms: rules.downtime_ms,
+            finish_anyway: rules.pre_copy == PreCopy::Finish,
+            rate_bytes_per_s: (u64::from(self.state.settings.pre_copy_mib_s) << 20) / parallel,
+            tell_pieces,
+        };
+        // Without a deadline: it would be one of the whole stream.
+        let mut agent = self.agent(source.node)?;
+        match agent.pre_copy(Request::new(request)).await.map_err(unless_unknown_rpc) {
+            Ok(reply) => Ok(Some(reply.into_inner())),
+            Err(Failure::Refused { error, .. }) if error == UNIMPLEMENTED => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Ends the pre-copy of this task. One that cannot be reached gives up by itself.
+    async fn end_pre_copy(&self, source: &Runner) -> Result<()> {
+        let order = self.order(source.node, source.epoch)?;
+        let request = within(SHORT, v1::EndPreCopyRequest { order });
+        self.agent(source.node)?.end_pre_copy(request).await.map_err(failure)?;
+        Ok(())
     }
 
     pub async fn seal(&self, source: &Runner) -> Result<Sealed> {
@@ -228,7 +292,18 @@ impl<'a> Orders<'a> {
 
     /// Whether the attempt's node answers or not, the task goes on: what is left there is a stray.
     pub async fn abandon(&self, attempt: Attempt) -> Result<StepEvent> {
-        match self.release(attempt).await {
+        let runner = self.vm()?.place.runner().filter(|_| self.task.kind == TaskKind::Migrate);
+        let end_pre_copy = async {
+            match runner {
+                Some(source) => self.end_pre_copy(source).await,
+                None => Ok(()),
+            }
+        };
+        let (released, ended) = tokio::join!(self.release(attempt), end_pre_copy);
+        if let Err(failure) = ended {
+            tracing::warn!(task = self.task.id.0, ?failure, "a pre-copy may go on for a while");
+        }
+        match released {
             Ok(released) => Ok(released),
             Err(failure) => {
                 tracing::warn!(task = self.task.id.0, ?failure, "an attempt was left behind");
@@ -387,6 +462,17 @@ pub fn is_unknown(code: Code) -> bool {
 fn failure(status: Status) -> Failure {
     let (kind, error) = read(&status);
     answer::failure(kind, error)
+}
+
+/// The text of a refusal by somebody who does not know the order.
+const UNIMPLEMENTED: &str = "it is of an older release, which does not know this order";
+
+/// The same, and tells an order that the other side does not know.
+fn unless_unknown_rpc(status: Status) -> Failure {
+    match status.code() {
+        Code::Unimplemented => refused(UNIMPLEMENTED.into()),
+        _ => failure(status),
+    }
 }
 
 /// After an order that lets the guest run, only ABORTED says that it has not run.

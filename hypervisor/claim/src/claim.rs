@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bellwether_types::{Epoch, VmId};
+use bellwether_types::{Epoch, Handover, VmId};
 use uuid::Uuid;
 
 use crate::ofd::{self, Mode};
@@ -108,6 +108,26 @@ impl Claim {
         self.write(ours)
     }
 
+    /// Records that the VM is sealed and that this runner lets go of it. Durable on return; from then
+    /// on only a start under a higher epoch may make the VM run again.
+    pub fn hand_over(&mut self, handover: Handover) -> Result<(), ClaimError> {
+        self.put(Slot { handover: Some(handover), ..self.next(self.slot.record) })
+    }
+
+    /// Erases what an earlier runner handed over, because a guest is about to run: from now on the
+    /// disks move on, and that state is of the past. Durable on return.
+    pub fn consume_handover(&mut self) -> Result<(), ClaimError> {
+        match self.slot.handover {
+            None => Ok(()),
+            Some(_) => self.put(Slot { handover: None, ..self.next(self.slot.record) }),
+        }
+    }
+
+    /// What an earlier runner handed over, and no guest has run since.
+    pub fn handover(&self) -> Option<Handover> {
+        self.slot.handover
+    }
+
     /// Proves that the claim is still held: the file shows our record, and the storage takes it
     /// anew through the descriptor that has the lock. Where the storage took the lock away, the
     /// write fails. That somebody removed the file is no proof against us; a later runner's record
@@ -174,9 +194,17 @@ impl Claim {
         })
     }
 
-    /// Writes our record into the slot that does not count, and makes it durable.
     fn write(&mut self, record: ClaimRecord) -> Result<(), ClaimError> {
-        let (slot, index) = self.slot.succeed(self.slot_index, record);
+        self.put(self.next(record))
+    }
+
+    fn next(&self, record: ClaimRecord) -> Slot {
+        self.slot.succeed(self.slot_index, record).0
+    }
+
+    /// Writes into the slot that does not count, and makes it durable.
+    fn put(&mut self, slot: Slot) -> Result<(), ClaimError> {
+        let index = 1 - self.slot_index;
         let offset = SLOT_OFFSETS[index];
         self.file
             .write_all_at(&slot.encode(), offset)

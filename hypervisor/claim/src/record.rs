@@ -10,7 +10,12 @@
 //! | 48 | 16 | boot id |
 //! | 64 | 8 | nonce |
 //! | 72 | 8 | 1 if anybody has claimed the VM yet, else 0 |
-//! | 80 | 424 | zero |
+//! | 80 | 8 | 1 if the rest is a handover, else 0 |
+//! | 88 | 8 | handover: the epoch whose runner sealed the VM and let go |
+//! | 96 | 8 | handover: the generation in the state file's name |
+//! | 104 | 8 | handover: bytes of the state file |
+//! | 112 | 32 | handover: Blake3 hash that roots the state file's checksums |
+//! | 144 | 360 | zero |
 //! | 504 | 8 | XXH3-64 over the 504 bytes before |
 //!
 //! A record goes into the slot that does not count, and is durable before it is relied upon. The
@@ -20,7 +25,7 @@
 
 use std::fmt;
 
-use bellwether_types::{BootId, Epoch, NodeId, VmId};
+use bellwether_types::{BootId, Epoch, Handover, NodeId, VmId};
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -30,7 +35,7 @@ pub const SLOT_OFFSETS: [u64; 2] = [0, 4096];
 pub const FILE_LENGTH: usize = 4096 + SLOT;
 
 const MAGIC: [u8; 8] = *b"BWCLAIM1";
-const FIELDS: usize = 80;
+const FIELDS: usize = 144;
 const CHECKSUM_AT: usize = SLOT - 8;
 
 /// The record does not let a claim in.
@@ -68,6 +73,7 @@ pub struct Slot {
     /// False in a file that has been made but in which no claim was ever granted.
     pub claimed: bool,
     pub record: ClaimRecord,
+    pub handover: Option<Handover>,
 }
 
 impl Slot {
@@ -84,15 +90,19 @@ impl Slot {
         }
     }
 
-    /// The slot that takes the place of this one, which is at `index`, and where it goes.
+    /// The slot that takes the place of this one, which is at `index`, and where it goes. What was
+    /// handed over stays so.
     pub fn succeed(&self, index: usize, record: ClaimRecord) -> (Self, usize) {
-        (Self { serial: self.serial.saturating_add(1), claimed: true, record }, 1 - index)
+        let serial = self.serial.saturating_add(1);
+        (Self { serial, claimed: true, record, handover: self.handover }, 1 - index)
     }
 
     pub fn encode(&self) -> [u8; SLOT] {
         let r = &self.record;
         let (vm_id, boot_id) = (r.vm_id.uuid(), r.boot_id.uuid());
-        let fields: [&[u8]; 8] = [
+        let none = Handover { epoch: Epoch(0), generation: 0, bytes: 0, hash: [0; 32] };
+        let handover = self.handover.unwrap_or(none);
+        let fields: [&[u8]; 13] = [
             &MAGIC,
             &self.serial.to_le_bytes(),
             vm_id.as_bytes(),
@@ -101,6 +111,11 @@ impl Slot {
             boot_id.as_bytes(),
             &r.nonce.to_le_bytes(),
             &u64::from(self.claimed).to_le_bytes(),
+            &u64::from(self.handover.is_some()).to_le_bytes(),
+            &handover.epoch.0.to_le_bytes(),
+            &handover.generation.to_le_bytes(),
+            &handover.bytes.to_le_bytes(),
+            &handover.hash,
         ];
         let mut slot = [0; SLOT];
         slot[..FIELDS].copy_from_slice(&fields.concat());
@@ -124,6 +139,15 @@ impl Slot {
                 node: NodeId(word(covered, 40)?),
                 boot_id: BootId::from_uuid(uuid_at(covered, 48)?),
                 nonce: word(covered, 64)?,
+            },
+            handover: match word(covered, 80)? {
+                0 => None,
+                _ => Some(Handover {
+                    epoch: Epoch(word(covered, 88)?),
+                    generation: word(covered, 96)?,
+                    bytes: word(covered, 104)?,
+                    hash: covered.get(112..144)?.try_into().ok()?,
+                }),
             },
         })
     }
@@ -151,7 +175,7 @@ pub fn unclaimed_file(record: &ClaimRecord) -> Vec<u8> {
     let record = ClaimRecord { epoch: Epoch(0), node: NodeId(0), nonce: 0, ..*record };
     let mut file = vec![0; FILE_LENGTH];
     for (serial, offset) in SLOT_OFFSETS.into_iter().enumerate() {
-        let slot = Slot { serial: serial as u64 + 1, claimed: false, record };
+        let slot = Slot { serial: serial as u64 + 1, claimed: false, record, handover: None };
         file[offset as usize..offset as usize + SLOT].copy_from_slice(&slot.encode());
     }
     file
@@ -176,7 +200,12 @@ mod tests {
         let mut file = unclaimed_file(&record(9));
         let (fresh, index) = current(&file).unwrap();
         assert_eq!((fresh.claimed, fresh.record.epoch, index), (false, Epoch(0), 1));
-        let newer = Slot { serial: 3, claimed: true, record: record(9) };
+        let newer = Slot {
+            serial: 3,
+            claimed: true,
+            record: record(9),
+            handover: Some(Handover { epoch: Epoch(9), generation: 2, bytes: 3, hash: [4; 32] }),
+        };
         file[..SLOT].copy_from_slice(&newer.encode());
         assert_eq!(current(&file), Some((newer, 0)));
         for torn in 0..SLOT {

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bellwether_claim::*;
-use bellwether_types::{BootId, Epoch, NodeId, VmId};
+use bellwether_types::{BootId, Epoch, Handover, NodeId, VmId};
 use uuid::Uuid;
 
 const LONG: Duration = Duration::from_secs(30);
@@ -297,4 +297,28 @@ fn the_next_start_finds_the_epoch_of_a_renewed_claim() {
     let refused = Claim::acquire(&path, record(4, 2)).unwrap_err();
     assert!(matches!(refused, ClaimError::Superseded { .. }), "{refused}");
     drop(Claim::acquire(&path, record(6, 2)).unwrap());
+}
+
+/// The record of a handover is carried on by every claim, until one lets a guest run.
+#[test]
+fn a_handover_is_carried_on_until_it_is_consumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vm.claim");
+    let handover = Handover { epoch: Epoch(3), generation: 7, bytes: 99, hash: [8; 32] };
+    let mut claim = Claim::acquire(&path, record(3, 1)).unwrap();
+    claim.hand_over(handover).unwrap();
+    claim.renew().unwrap();
+    drop(claim);
+    // Attempts that come to nothing, and a claim that is raised.
+    drop(Claim::acquire(&path, record(4, 2)).unwrap());
+    let mut claim = Claim::acquire(&path, record(5, 3)).unwrap();
+    claim.raise(Epoch(6), 1).unwrap();
+    assert_eq!(claim.handover(), Some(handover));
+    for _ in 0..2 {
+        claim.consume_handover().unwrap();
+        assert_eq!(claim.handover(), None);
+    }
+    drop(claim);
+    let claim = Claim::acquire(&path, record(7, 1)).unwrap();
+    assert_eq!((claim.handover(), claim.record()), (None, record(7, 1)));
 }

@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use bellwether_statefile::{
-    AlignedBuf, CHUNK_SIZE, ChunkEntry, GROUP_CHUNKS, Identity, PAGE_SIZE, PageVersion, Segment,
-    SegmentRef, StateFile, StateFileError, TailFile, chunk,
+    AlignedBuf, CHUNK_SIZE, ChunkEntry, GROUP_CHUNKS, Identity, PAGE_SIZE, PageVersion,
+    STRETCH_MAX, Segment, SegmentRef, StateFile, StateFileError, Stretch, TailFile, chunk,
 };
 
 use crate::precopy::Piece;
@@ -66,6 +66,8 @@ struct Placed {
     /// For each page the later round that was put over it; 0 for none.
     rounds: Vec<u32>,
     segments: HashMap<u64, Segment>,
+    /// Those of which somebody else has the heads by now.
+    given: Vec<SegmentRef>,
     /// Rounds of which a segment could be put in place only in part.
     torn: HashSet<u32>,
 }
@@ -84,6 +86,7 @@ impl Ahead {
             chunks: vec![None; file.layout().chunk_count() as usize],
             rounds: vec![0; file.layout().page_count() as usize],
             segments: HashMap::new(),
+            given: Vec::new(),
             torn: HashSet::new(),
         };
         Ok(Self { ram, file, placed: Mutex::new(placed) })
@@ -146,8 +149,24 @@ impl Ahead {
         done.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a piece is in memory already: whoever tells them begins anew after its own death.
+    fn has(&self, piece: &Piece) -> bool {
+        let placed = self.placed();
+        match piece {
+            Piece::Chunks { first, entries } => (0..).zip(entries).all(|(index, entry)| {
+                let chunk = first.checked_add(index).and_then(|at| usize::try_from(at).ok());
+                let placed = chunk.and_then(|chunk| placed.chunks.get(chunk)?.as_ref());
+                placed == Some(entry)
+            }),
+            Piece::Segment(at) => placed.segments.get(&at.offset).is_some_and(|it| it.at == *at),
+        }
+    }
+
     fn load_one(&self, piece: &Piece, buffer: &mut AlignedBuf) -> Result<u64, String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
+        if self.has(piece) {
+            return Ok(0);
+        }
         match piece {
             Piece::Chunks { first, entries } => {
                 self.file.read_chunks(*first, entries, buffer).map_err(|e| text(&e))?;
@@ -223,9 +242,13 @@ impl Ahead {
         self.placed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The segments that were read, for [`StateFile::open_knowing`].
-    pub fn segments(&self) -> HashMap<u64, Segment> {
-        self.placed().segments.clone()
+    /// Gives away the segments that were read, for [`StateFile::open_knowing`]. Who opens a second
+    /// file reads their heads anew.
+    pub fn take_segments(&mut self) -> HashMap<u64, Segment> {
+        let placed = self.placed.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let segments = std::mem::take(&mut placed.segments);
+        placed.given.extend(segments.values().map(|segment| segment.at));
+        segments
     }
 
     pub(crate) fn ram(&self) -> &Arc<GuestRam> {
@@ -237,8 +260,9 @@ impl Ahead {
         let placed = self.placed.into_inner().unwrap_or_else(PoisonError::into_inner);
         let sealed: HashMap<u64, SegmentRef> =
             file.segments().iter().map(|segment| (segment.offset, *segment)).collect();
-        let foreign = placed.segments.values().filter(|s| sealed.get(&s.at.offset) != Some(&s.at));
-        let mut spoiled: HashSet<u32> = foreign.map(|segment| segment.at.round).collect();
+        let read = placed.segments.values().map(|segment| &segment.at).chain(&placed.given);
+        let foreign = read.filter(|at| sealed.get(&at.offset) != Some(*at));
+        let mut spoiled: HashSet<u32> = foreign.map(|at| at.round).collect();
         spoiled.extend(&placed.torn);
         let chunks = (0..).zip(&placed.chunks).map(|(chunk, loaded)| {
             let (Some(entry), Some(pages)) = (file.chunk(chunk), file.layout().pages(chunk)) else {
@@ -249,6 +273,10 @@ impl Ahead {
             if let Some(loaded) = loaded {
                 state.filled = loaded.present;
                 state.good = if *loaded == entry { entry.present } else { 0 };
+            }
+            // Most chunks are in no later round, and memory is large.
+            if !file.is_in_rounds(chunk) && rounds.iter().all(|round| *round == 0) {
+                return state;
             }
             for (bit, (page, round)) in pages.zip(rounds).enumerate() {
                 state.judge(bit, file.newest(page), *round, &spoiled);
@@ -332,9 +360,25 @@ impl Compared {
 
     /// Takes pages out of memory that are not those of the file: they are zero or missing then.
     pub(crate) fn take_out_stale(&self, ram: &GuestRam, file: &StateFile) -> Result<(), RamError> {
-        for (chunk, state) in (0..).zip(&self.chunks).filter(|(_, state)| state.stale() != 0) {
+        self.take_out(ram, file, ChunkState::stale)
+    }
+
+    /// The same for those that are zero in the file. The others are overwritten, if what is missing
+    /// is loaded at once: a page costs less than taking it out and back.
+    pub(crate) fn take_out_zero(&self, ram: &GuestRam, file: &StateFile) -> Result<(), RamError> {
+        self.take_out(ram, file, |state| state.stale() & !state.want)
+    }
+
+    fn take_out(
+        &self,
+        ram: &GuestRam,
+        file: &StateFile,
+        which: impl Fn(&ChunkState) -> u64,
+    ) -> Result<(), RamError> {
+        let chunks = (0..).zip(&self.chunks).map(|(chunk, state)| (chunk, which(state)));
+        for (chunk, pages) in chunks.filter(|(_, pages)| *pages != 0) {
             let Some(place) = file.layout().place(chunk) else { continue };
-            for (first, count) in chunk::runs(state.stale() & place.full_bitmap()) {
+            for (first, count) in chunk::runs(pages & place.full_bitmap()) {
                 let from = place.offset + (first * PAGE) as u64;
                 ram.punch(place.region, from, (count * PAGE) as u64)?;
             }
@@ -348,12 +392,12 @@ impl Compared {
         ram: &GuestRam,
         file: &StateFile,
     ) -> Result<(), RestoreError> {
-        let chunks: Vec<_> = (0..).zip(&self.chunks).filter(|(_, s)| s.missing() != 0).collect();
+        let parts = self.missing_parts(file);
         let next = AtomicUsize::new(0);
         let work = || {
-            let mut buffer = AlignedBuf::new(CHUNK_SIZE as usize);
-            while let Some((chunk, state)) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                load_pages(ram, file, *chunk, state.missing(), &mut buffer)?;
+            let mut buffer = AlignedBuf::new(STRETCH_MAX);
+            while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+                part.load(ram, file, &mut buffer)?;
             }
             Ok(())
         };
@@ -362,7 +406,7 @@ impl Compared {
                 let builder = thread::Builder::new().name("ram-rest".to_owned());
                 builder.spawn_scoped(scope, work).ok()
             };
-            let helpers: Vec<_> = (1..THREADS.min(chunks.len())).map_while(spawn).collect();
+            let helpers: Vec<_> = (1..THREADS.min(parts.len())).map_while(spawn).collect();
             let mut outcome = work();
             for helper in helpers {
                 let other = helper.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
@@ -371,37 +415,73 @@ impl Compared {
             outcome
         })
     }
+
+    /// What is missing, cut as the file has it: pages of later rounds lie side by side in it that
+    /// are far from each other in memory.
+    fn missing_parts<'a>(&self, file: &'a StateFile) -> Vec<Part<'a>> {
+        let (mut rewritten, mut parts) = (Vec::new(), Vec::new());
+        for (chunk, state) in (0..).zip(&self.chunks).filter(|(_, s)| s.missing() != 0) {
+            let Some(pages) = file.layout().pages(chunk) else { continue };
+            let mut fixed = state.missing();
+            for (bit, page) in pages.enumerate() {
+                if fixed >> bit & 1 == 1 && file.newest(page).is_some() {
+                    rewritten.push(page);
+                    fixed &= !(1 << bit);
+                }
+            }
+            if fixed != 0 {
+                parts.push(Part::Chunk { chunk, pages: fixed });
+            }
+        }
+        parts.extend(file.stretches(rewritten.into_iter()).into_iter().map(Part::Stretch));
+        parts
+    }
 }
 
-/// Loads these pages of a chunk.
-fn load_pages(
-    ram: &GuestRam,
-    file: &StateFile,
-    chunk: u64,
-    missing: u64,
-    buffer: &mut AlignedBuf,
-) -> Result<(), RestoreError> {
-    let failed = |error: LoadError| RestoreError::Load(Arc::new(error));
-    let (Some(place), Some(pages)) = (file.layout().place(chunk), file.layout().pages(chunk))
-    else {
-        return Ok(());
-    };
-    let is_missing = |page: u64| missing >> (page - pages.start) & 1 == 1;
-    let in_rounds = pages.clone().filter(|page| is_missing(*page));
-    if in_rounds.clone().all(|page| file.newest(page).is_some()) {
-        let slots = buffer.as_mut_slice().chunks_mut(PAGE).zip(pages.clone());
-        let wanted = slots.filter(|(_, page)| is_missing(*page));
-        let versions = wanted.filter_map(|(bytes, page)| Some((file.newest(page)?, bytes)));
-        file.read_newest(versions).map_err(|e| failed(LoadError::Chunk(e)))?;
-    } else {
-        file.read_group(chunk, 1, buffer).map_err(|e| failed(LoadError::Chunk(e)))?;
+/// What one request reads.
+enum Part<'a> {
+    /// Pages of the chunk that no later round has.
+    Chunk {
+        chunk: u64,
+        pages: u64,
+    },
+    Stretch(Stretch<'a>),
+}
+
+impl Part<'_> {
+    fn load(
+        &self,
+        ram: &GuestRam,
+        file: &StateFile,
+        buffer: &mut AlignedBuf,
+    ) -> Result<(), RestoreError> {
+        let unread = |failure| RestoreError::Load(Arc::new(LoadError::Chunk(failure)));
+        let unplaced = |error| RestoreError::Ram(Arc::new(error));
+        match self {
+            Self::Stretch(stretch) => {
+                let mut outcome = Ok(());
+                let place = |page, bytes: &[u8]| {
+                    let Some((region, offset)) = file.layout().page_place(page) else { return };
+                    if let Err(error) = ram.copy_in(region, offset, bytes) {
+                        outcome = Err(unplaced(error));
+                    }
+                };
+                file.read_stretch(stretch, buffer, place).map_err(unread)?;
+                outcome
+            }
+            Self::Chunk { chunk, pages } => {
+                let Some(place) = file.layout().place(*chunk) else { return Ok(()) };
+                file.read_group(*chunk, 1, buffer).map_err(unread)?;
+                for (first, count) in chunk::runs(pages & place.full_bitmap()) {
+                    let (from, to) = (first * PAGE, (first + count) * PAGE);
+                    let bytes = &buffer.as_slice()[from..to];
+                    ram.copy_in(place.region, place.offset + from as u64, bytes)
+                        .map_err(unplaced)?;
+                }
+                Ok(())
+            }
+        }
     }
-    for (first, count) in chunk::runs(missing & place.full_bitmap()) {
-        let (from, to) = (first * PAGE, (first + count) * PAGE);
-        ram.copy_in(place.region, place.offset + from as u64, &buffer.as_slice()[from..to])
-            .map_err(|e| RestoreError::Ram(Arc::new(e)))?;
-    }
-    Ok(())
 }
 
 const ZEROS: [u8; PAGE] = [0; PAGE];

@@ -42,10 +42,6 @@ use crate::loader::{self, How, Loader, Sink};
 use crate::ram::{GuestRam, RamError};
 use crate::userfault::Userfaultfd;
 
-/// A residue of this size is loaded before the guest runs: reading it at once takes about as long as
-/// preparing to read it on demand, and a guest that waits for no page is not slow at first.
-const MISSING_BYTES_MAX: u64 = 32 << 20;
-
 /// Where the userfaultfd comes from.
 #[derive(Debug, Default)]
 pub enum UserfaultSource {
@@ -79,6 +75,10 @@ pub struct LazyOptions {
     /// The most that the fill threads read a second together; faults are not held back.
     pub fill_bytes_per_s_max: Option<u64>,
     pub userfaultfd: UserfaultSource,
+    /// After loading ahead, a residue of this size is loaded before the guest runs. It lies in a row
+    /// in the file, so that reading it at once takes less than taking its old pages out of memory one
+    /// by one, to have them read on demand; and a guest that waits for no page is not slow at first.
+    pub at_once_bytes_max: u64,
     /// How long a read that the storage fails is repeated before the load has failed.
     pub read_patience: Duration,
     pub on_event: Option<EventSink>,
@@ -91,6 +91,7 @@ impl Default for LazyOptions {
             fill_threads: 2,
             fill_bytes_per_s_max: None,
             userfaultfd: UserfaultSource::default(),
+            at_once_bytes_max: 128 << 20,
             read_patience: Duration::from_secs(30),
             on_event: None,
         }
@@ -212,12 +213,14 @@ impl LazyRestore {
             return Err(RestoreError::OtherMemory { path: file.path().display().to_string() });
         }
         let compared = ahead.compare(&file);
-        compared.take_out_stale(&ram, &file).map_err(|e| RestoreError::Ram(Arc::new(e)))?;
         let missing_bytes = compared.missing_bytes();
         tracing::info!(missing_bytes, "memory was loaded ahead");
-        if missing_bytes > MISSING_BYTES_MAX {
+        let of_ram = |error| RestoreError::Ram(Arc::new(error));
+        if missing_bytes > options.at_once_bytes_max {
+            compared.take_out_stale(&ram, &file).map_err(of_ram)?;
             return Self::begin(ram, file, options, |chunk| compared.is_there(chunk));
         }
+        compared.take_out_zero(&ram, &file).map_err(of_ram)?;
         compared.load_missing(&ram, &file)?;
         let LazyOptions { fill_threads, read_patience: patience, on_event, .. } = options;
         let how = How { bytes_per_s: None, patience, on_event };
@@ -243,6 +246,7 @@ impl LazyRestore {
             userfaultfd,
             read_patience: patience,
             on_event,
+            ..
         } = options;
         let how = How { bytes_per_s: fill_bytes_per_s_max, patience, on_event };
         let (sink, mode) = choose_sink(&ram, userfaultfd);

@@ -153,10 +153,12 @@ impl Copying {
 
     /// The same into memory that was loaded ahead; also how it came.
     fn restored_after(self, target: &GuestRam, ahead: Ahead) -> Vec<u8> {
-        let known = ahead.segments();
-        self.restored_into(target, known, |file| {
-            LazyRestore::start_after(ahead, file, LazyOptions::default())
-        })
+        self.restored_by(target, ahead, LazyOptions::default())
+    }
+
+    fn restored_by(self, target: &GuestRam, mut ahead: Ahead, lazy: LazyOptions) -> Vec<u8> {
+        let known = ahead.take_segments();
+        self.restored_into(target, known, |file| LazyRestore::start_after(ahead, file, lazy))
     }
 
     fn restored_into(
@@ -355,8 +357,15 @@ fn nothing_of_a_file_that_was_not_sealed_comes_through() {
     }
 }
 
+/// Loaded before the start, and, where it is too much for that, on demand.
 #[test]
-fn much_that_is_missing_comes_on_demand_and_stale_pages_do_not_stay() {
+fn what_is_missing_comes_and_stale_pages_do_not_stay() {
+    for at_once_bytes_max in [u64::MAX, 32 << 20, 0] {
+        stale_pages_do_not_stay(at_once_bytes_max);
+    }
+}
+
+fn stale_pages_do_not_stay(at_once_bytes_max: u64) {
     let ram = Arc::new(GuestRam::new(96 * MIB).unwrap());
     let mut random = SmallRng::seed_from_u64(30);
     let mut block = vec![0; MIB as usize];
@@ -377,7 +386,8 @@ fn much_that_is_missing_comes_on_demand_and_stale_pages_do_not_stay() {
         ram.memory().write_slice(&vec![0; MIB as usize], GuestAddress(at * MIB)).unwrap();
     }
     copying.next_round();
-    assert!(copying.restored_after(&target, ahead) == content(&ram));
+    let lazy = LazyOptions { at_once_bytes_max, ..LazyOptions::default() };
+    assert!(copying.restored_by(&target, ahead, lazy) == content(&ram));
 }
 
 #[test]

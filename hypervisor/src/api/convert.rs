@@ -91,6 +91,7 @@ pub fn to_status(view: &View) -> v1::VmmStatus {
             timings: Some(to_timings(sealed)),
         }),
         memory_ahead_bytes: view.ahead_bytes,
+        handover: view.handover.map(v1::Handover::from),
         pre_copy: view.pre_copy.as_ref().map(|watched| pre_copy::to_progress(&watched.now())),
     }
 }

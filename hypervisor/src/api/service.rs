@@ -8,10 +8,10 @@ use std::time::Duration;
 use bellwether_memory::AheadStats;
 use bellwether_proto::v1::vmm_server::Vmm;
 use bellwether_proto::v1::{
-    AbortPreCopyRequest, ConsoleInput, ConsoleOutput, CreateRequest, LoadAheadReply,
-    LoadAheadRequest, LoadReply, LoadRequest, LockRequest, PauseRequest, PreCopyProgress,
-    PreCopyRequest, ResumeRequest, SaveReply, SaveRequest, ShutdownRequest, StartReply,
-    StartRequest, StatusRequest, StopReply, StopRequest, VmmStatus,
+    AbortPreCopyRequest, ConsoleInput, ConsoleOutput, CreateRequest, HandOverRequest,
+    LoadAheadReply, LoadAheadRequest, LoadReply, LoadRequest, LockRequest, PauseRequest,
+    PreCopyProgress, PreCopyRequest, ResumeRequest, SaveReply, SaveRequest, ShutdownRequest,
+    StartReply, StartRequest, StatusRequest, StopReply, StopRequest, VmmStatus,
 };
 use bellwether_types::{Epoch, StateFileRef};
 use tokio::sync::mpsc;
@@ -121,6 +121,10 @@ impl Vmm for Service {
 
     async fn resume(&self, _: Request<ResumeRequest>) -> Result<Response<VmmStatus>, Status> {
         self.ask_status(Command::Resume).await
+    }
+
+    async fn hand_over(&self, _: Request<HandOverRequest>) -> Result<Response<VmmStatus>, Status> {
+        self.ask_status(Command::HandOver).await
     }
 
     async fn save(&self, request: Request<SaveRequest>) -> Result<Response<SaveReply>, Status> {

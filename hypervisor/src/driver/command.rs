@@ -89,6 +89,7 @@ pub enum Command {
         generation: u64,
         reply: Reply<Sealed>,
     },
+    HandOver(Reply<()>),
     /// Answers when it has started, with where to watch it.
     PreCopy(Options, Reply<Arc<Watched>>),
     AbortPreCopy(Reply<()>),

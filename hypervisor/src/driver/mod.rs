@@ -125,6 +125,7 @@ impl Driver {
                 reply.send(self.save(&directory, generation));
                 self.spent_log = None;
             }
+            Command::HandOver(reply) => reply.send(self.hand_over()),
             Command::PreCopy(options, reply) => reply.send(self.pre_copy(options)),
             Command::AbortPreCopy(reply) => {
                 self.abort_pre_copy();

@@ -85,8 +85,12 @@ impl Driver {
         if let Some(lease) = &self.lease {
             lease.set_epoch(epoch);
         }
-        self.board.update(|view| (view.locked, view.epoch) = (true, epoch));
-        tracing::info!(epoch, "locks are held");
+        let handover = self.locks.as_ref().and_then(Locks::handover);
+        self.board.update(|view| {
+            (view.locked, view.epoch) = (true, epoch);
+            view.handover = handover;
+        });
+        tracing::info!(epoch, ?handover, "locks are held");
         Ok(())
     }
 
@@ -96,7 +100,10 @@ impl Driver {
         if let Some(lease) = &self.lease {
             lease.set_epoch(0);
         }
-        self.board.update(|view| (view.locked, view.epoch) = (false, 0));
+        self.board.update(|view| {
+            (view.locked, view.epoch) = (false, 0);
+            view.handover = None;
+        });
     }
 
     pub(super) fn load(&mut self, file: &StateFileRef) -> Result<u64, VmmError> {
@@ -181,6 +188,12 @@ impl Driver {
             }
             return Err(error);
         }
+        if let Err(error) = self.consume_handover() {
+            if !had_locks {
+                self.release_locks();
+            }
+            return Err(error);
+        }
         let machine = Arc::clone(self.machine()?);
         machine.run();
         let running_at_ns = machine.gate.wait_entered(FIRST_RUN).unwrap_or(0);
@@ -189,6 +202,15 @@ impl Driver {
         self.enter(phase);
         tracing::info!(epoch, lock_us, resume_us, "the guest runs");
         Ok(Activated { lock_us, resume_us, running_at_ns })
+    }
+
+    /// Before the first instruction, and after everything else that can fail.
+    fn consume_handover(&self) -> Result<(), VmmError> {
+        if let Some(locks) = &self.locks {
+            locks.consume_handover()?;
+        }
+        self.board.update(|view| view.handover = None);
+        Ok(())
     }
 
     /// A sealed VM needs a higher epoch: its file may have been promised to somebody else.

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bellwether_statefile::Identity;
-use bellwether_types::StateFileRef;
+use bellwether_types::{Handover, StateFileRef};
 
 use super::{Driver, VmmError};
 use crate::board::Sealed;
@@ -55,6 +55,23 @@ impl Driver {
         self.enter(phase);
         tracing::info!(path = %sealed.file.path.display(), times = ?saved.times, "sealed");
         Ok(sealed)
+    }
+
+    /// Records in the claim that this runner has sealed the VM and lets go of it. The process still
+    /// holds the locks; they go with it.
+    pub(super) fn hand_over(&mut self) -> Result<(), VmmError> {
+        self.next(Verb::HandOver)?;
+        let sealed = self.board.view().sealed.clone().ok_or(VmmError::NoMachine)?;
+        let handover = Handover {
+            epoch: sealed.file.epoch,
+            generation: sealed.generation,
+            bytes: sealed.file.bytes,
+            hash: sealed.file.hash,
+        };
+        self.locks.as_ref().ok_or(VmmError::NoMachine)?.hand_over(handover)?;
+        self.board.update(|view| view.handover = Some(handover));
+        tracing::info!(path = %sealed.file.path.display(), "handed over");
+        Ok(())
     }
 
     /// Asked again for the same, it answers the same.

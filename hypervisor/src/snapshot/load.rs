@@ -81,7 +81,7 @@ impl Machine {
         on_event: EventSink,
     ) -> Result<Loaded, LoadError> {
         let expect = Expect { vm_id: vm, epoch: file.epoch, generation: None, hash: file.hash };
-        let known = ahead.as_ref().map(Ahead::segments).unwrap_or_default();
+        let known = ahead.as_mut().map(Ahead::take_segments).unwrap_or_default();
         let mut file = StateFile::open_knowing(&file.path, &expect, known)?;
         let path = file.path().display().to_string();
         self.check_memory(&file, &path)?;

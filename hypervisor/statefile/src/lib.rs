@@ -50,7 +50,7 @@ pub use header::{FORMAT_FIXED, FORMAT_ROUNDS, FORMAT_VERSION, Header, Identity};
 pub use io::AlignedBuf;
 pub use layout::{ChunkPlace, Layout, LayoutError, MemoryRegion, REGIONS_MAX};
 pub use reader::{ChunkFailure, Expect, Inspection, StateFile};
-pub use rounds::Segment;
+pub use rounds::{STRETCH_MAX, Segment, Stretch};
 pub use section::{Section, Sections};
 pub use segment::{PageVersion, SEGMENT_PAGES_MAX, SegmentBuffer, SegmentRef};
 pub use tail::TailFile;

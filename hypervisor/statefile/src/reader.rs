@@ -14,7 +14,7 @@ use crate::error::{FormatError, StateFileError, invalid, io_error};
 use crate::header::{HEADER_AREA, Header, Identity, SLOT, TableRef};
 use crate::io::{AlignedBuf, DirectFile};
 use crate::layout::Layout;
-use crate::rounds::{self, Rounds, Segment};
+use crate::rounds::{self, Rounds, Segment, Stretch};
 use crate::section::{self, Record, Section, Sections};
 use crate::segment::{self, PageVersion, SegmentRef};
 use crate::writer::{GAP_PAGES_MAX, GROUP_CHUNKS};
@@ -205,16 +205,39 @@ impl StateFile {
         self.read_newest(pages.filter_map(|(page, bytes)| Some((self.rounds.newest(page)?, bytes))))
     }
 
+    /// Whether a later round has any page of a chunk.
+    pub fn is_in_rounds(&self, chunk: u64) -> bool {
+        self.layout.pages(chunk).is_some_and(|pages| self.rounds.has_any(pages))
+    }
+
+    /// The newest versions of these pages, as far as later rounds have them, in few requests.
+    pub fn stretches(&self, pages: impl Iterator<Item = u64>) -> Vec<Stretch<'_>> {
+        rounds::stretches(pages.filter_map(|page| self.rounds.newest(page)))
+    }
+
+    /// Reads a stretch into the buffer of [`STRETCH_MAX`](crate::STRETCH_MAX) bytes, checks each of
+    /// its pages, and hands it on with its number.
+    pub fn read_stretch(
+        &self,
+        stretch: &Stretch<'_>,
+        buffer: &mut AlignedBuf,
+        place: impl FnMut(u64, &[u8]),
+    ) -> Result<(), ChunkFailure> {
+        rounds::read_stretch(&self.file, stretch, buffer, place)
+            .map_err(|(page, error)| self.failure(page, error))
+    }
+
+    fn failure(&self, page: u64, error: StateFileError) -> ChunkFailure {
+        ChunkFailure { chunk: self.layout.chunk_of_page(page).unwrap_or(u64::MAX), error }
+    }
+
     /// Reads the newest versions of pages that later rounds have, each to the slice beside it.
     /// Sorted by page, those of one round are read in few requests.
     pub fn read_newest<'a>(
         &'a self,
         pages: impl Iterator<Item = (&'a PageVersion, &'a mut [u8])>,
     ) -> Result<(), ChunkFailure> {
-        rounds::read_versions(&self.file, pages).map_err(|(page, error)| {
-            let chunk = self.layout.chunk_of_page(page).unwrap_or(u64::MAX);
-            ChunkFailure { chunk, error }
-        })
+        rounds::read_versions(&self.file, pages).map_err(|(page, error)| self.failure(page, error))
     }
 }
 

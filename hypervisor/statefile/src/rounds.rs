@@ -10,6 +10,7 @@ use crate::header::Identity;
 use crate::io::{AlignedBuf, DirectFile};
 use crate::layout::Layout;
 use crate::segment::{PageVersion, SegmentRef};
+use crate::writer::GAP_PAGES_MAX;
 
 /// Threads that read the heads of segments: a head is small, so most of the time is waiting.
 const READERS: usize = 4;
@@ -71,9 +72,15 @@ impl Rounds {
         self.versions.get((place as usize).checked_sub(1)?)
     }
 
+    /// Whether a later round has any of these pages.
+    pub(crate) fn has_any(&self, pages: Range<u64>) -> bool {
+        let places = self.newest.get(pages.start as usize..pages.end as usize);
+        places.is_some_and(|places| places.iter().any(|place| *place != 0))
+    }
+
     /// The newest versions among the pages of a chunk: (page of the chunk, version).
     pub(crate) fn among(&self, pages: Range<u64>) -> impl Iterator<Item = (usize, &PageVersion)> {
-        let pages = if self.is_empty() { 0..0 } else { pages };
+        let pages = if self.has_any(pages.clone()) { pages } else { 0..0 };
         pages.enumerate().filter_map(|(index, page)| Some((index, self.newest(page)?)))
     }
 }
@@ -122,6 +129,71 @@ fn read_head(
     file.read_exact_at("reading a segment", buffer.as_mut_slice(), at.offset)?;
     let pages = at.decode_head(identity, layout.page_count(), buffer.as_slice());
     Ok(Segment { at: *at, pages: pages.map_err(invalid(file.path()))? })
+}
+
+/// Versions of pages that lie so near to each other in the file that one request reads them all.
+#[derive(Debug)]
+pub struct Stretch<'a> {
+    offset: u64,
+    length: usize,
+    versions: Vec<&'a PageVersion>,
+}
+
+/// One request reads this at most.
+pub const STRETCH_MAX: usize = 4 << 20;
+
+impl Stretch<'_> {
+    pub fn pages(&self) -> usize {
+        self.versions.len()
+    }
+}
+
+/// Puts versions together that are near to each other. Those without data are left out.
+pub(crate) fn stretches<'a>(versions: impl Iterator<Item = &'a PageVersion>) -> Vec<Stretch<'a>> {
+    let mut placed: Vec<(u64, &PageVersion)> =
+        versions.filter_map(|version| Some((version.offset?, version))).collect();
+    placed.sort_unstable_by_key(|(offset, _)| *offset);
+    let mut stretches: Vec<Stretch<'_>> = Vec::new();
+    for (offset, version) in placed {
+        let joins = |last: &&mut Stretch<'_>| {
+            let length = offset + PAGE_SIZE - last.offset;
+            let gap = offset - (last.offset + last.length as u64);
+            length <= STRETCH_MAX as u64 && gap <= GAP_PAGES_MAX as u64 * PAGE_SIZE
+        };
+        match stretches.last_mut().filter(joins) {
+            Some(last) => {
+                last.length = (offset + PAGE_SIZE - last.offset) as usize;
+                last.versions.push(version);
+            }
+            None => {
+                let length = PAGE_SIZE as usize;
+                stretches.push(Stretch { offset, length, versions: vec![version] });
+            }
+        }
+    }
+    stretches
+}
+
+/// Reads a stretch into the buffer, which has room for [`STRETCH_MAX`], checks each page, and hands
+/// it on with its number.
+pub(crate) fn read_stretch(
+    file: &DirectFile,
+    stretch: &Stretch<'_>,
+    buffer: &mut AlignedBuf,
+    mut place: impl FnMut(u64, &[u8]),
+) -> Result<(), (u64, StateFileError)> {
+    let Some(first) = stretch.versions.first() else { return Ok(()) };
+    let bytes = &mut buffer.as_mut_slice()[..stretch.length];
+    file.read_exact_at("reading memory", bytes, stretch.offset)
+        .map_err(|error| (first.page, error))?;
+    for version in &stretch.versions {
+        let Some(offset) = version.offset else { continue };
+        let from = (offset - stretch.offset) as usize;
+        let page = &bytes[from..from + PAGE_SIZE as usize];
+        version.check(page).map_err(|problem| (version.page, invalid(file.path())(problem)))?;
+        place(version.page, page);
+    }
+    Ok(())
 }
 
 /// Reads versions of pages, each given with the slice where it belongs, and checks them. Versions

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use bellwether_types::{Arbiter, Epoch};
+use bellwether_types::{Arbiter, Epoch, Handover};
 
 use crate::order::{ActivateTimings, SealedState};
 
@@ -92,6 +92,8 @@ pub struct VmmSight {
     pub memory_loaded_bytes: u64,
     pub memory_total_bytes: u64,
     pub sealed: Option<SealedState>,
+    /// What the claim says that was handed over, and no guest has run since.
+    pub handover: Option<Handover>,
 }
 
 /// One VMM process of one VM.
@@ -125,6 +127,8 @@ pub struct Incarnation {
     pub sealed: Option<SealedState>,
     /// The epoch that was sealed here and went on as this one.
     pub claimed_from: Option<Epoch>,
+    /// What came with the claim.
+    pub handover: Option<Handover>,
 }
 
 impl Incarnation {
@@ -148,6 +152,7 @@ impl Incarnation {
             activated: None,
             sealed: None,
             claimed_from: None,
+            handover: None,
         }
     }
 
@@ -207,6 +212,7 @@ impl Incarnation {
         }
         self.uncertain = false;
         self.locked = sight.locked;
+        self.handover = sight.handover;
         // A claim back may have reached the VMM although its answer did not reach us.
         if sight.epoch > self.epoch && self.may_have_run {
             self.claimed_from = Some(self.epoch);

@@ -6,6 +6,7 @@
 //! - [`adoption`]: which of two incarnations a new agent keeps.
 //! - [`durability`]: what has to be on the disk before what.
 //! - [`machine`]: which orders about one VM are admitted, and what they do.
+//! - [`isolation`]: whether a node that hears no controller is alone with that.
 //! - [`lease`]: until when this node may run VMs.
 //! - [`observe`]: what is told to the controllers about a VM.
 //! - [`rotation`]: which controller to ask next, and when.
@@ -14,6 +15,7 @@
 pub mod adoption;
 pub mod durability;
 pub mod incarnation;
+pub mod isolation;
 pub mod lease;
 pub mod machine;
 pub mod observe;
@@ -24,6 +26,7 @@ pub mod rotation;
 pub use adoption::Leftover;
 pub use durability::{Saved, Terms};
 pub use incarnation::{Incarnation, Phase, VmmSight, VmmState};
+pub use isolation::{Isolation, Pulse, Verdict};
 pub use lease::{Lease, LeaseAnswer, LeaseRequest, LeaseState, Stamp, is_recent};
 pub use machine::{Durable, Machine, Released, Standing};
 pub use observe::{Observation, observe};

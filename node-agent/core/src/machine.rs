@@ -52,7 +52,7 @@ use crate::refusal::Refusal;
 pub struct Durable {
     pub floor: Epoch,
     pub term: u64,
-    /// The highest task for which a Seal was admitted; 0 for none.
+    /// The highest task for which a Seal or a PreCopy was admitted; 0 for none.
     pub seal_task: u64,
     /// The last incarnation that was released, so that a repeated release answers as before.
     pub released: Option<Released>,
@@ -280,8 +280,12 @@ impl Machine {
             });
         }
         if current.phase == Phase::Ended {
-            if let (Order::Seal, Some(sealed)) = (&stamped.order, &current.sealed) {
-                return Ok(Action::Answer(Answer::Sealed(sealed.clone())));
+            match (&stamped.order, &current.sealed) {
+                (Order::Seal, Some(sealed)) => {
+                    return Ok(Action::Answer(Answer::Sealed(sealed.clone())));
+                }
+                (Order::HandOver, Some(_)) => return Ok(Action::Answer(Answer::Done)),
+                _ => {}
             }
             let refusal = self.ended_refusal(order, current);
             let given_up = starts(&stamped.order) && self.give_up(stamped);
@@ -317,7 +321,9 @@ impl Machine {
             })
         };
         match (&stamped.order, current.phase) {
-            (Order::TakeOver, _) if current.locked => Ok(Action::Answer(Answer::TakenOver)),
+            (Order::TakeOver, _) if current.locked => {
+                Ok(Action::Answer(Answer::TakenOver { handover: current.handover }))
+            }
             (Order::TakeOver, Prepared | Loaded) => Ok(Action::Lock),
             (Order::TakeOver, _) => wrong("one that is prepared or loaded"),
             (Order::LoadState { hash }, _) if current.loaded == Some(*hash) => {
@@ -339,6 +345,12 @@ impl Machine {
                 Ok(Action::Answer(Answer::Activated(current.activated.unwrap_or_default())))
             }
             (Order::Activate { .. }, _) => wrong("one that is prepared, locked or loaded"),
+            (Order::LoadAhead, Prepared | Locked) => Ok(Action::LoadAhead),
+            (Order::LoadAhead, _) => wrong("one that is prepared"),
+            (Order::PreCopy, Active) => Ok(Action::PreCopy),
+            (Order::PreCopy, _) => wrong("one that is active"),
+            (Order::EndPreCopy, Active) => Ok(Action::EndPreCopy),
+            (Order::EndPreCopy, _) => Ok(Action::Answer(Answer::Done)),
             (Order::Seal, Active) => Ok(Action::Save),
             (Order::Seal, Sealed) => match &current.sealed {
                 Some(sealed) => Ok(Action::Answer(Answer::Sealed(sealed.clone()))),
@@ -356,6 +368,8 @@ impl Machine {
                 Ok(Action::ClaimBack)
             }
             (Order::ClaimBack { .. }, _) => wrong("one that is sealed"),
+            (Order::HandOver, Sealed) => Ok(Action::HandOver),
+            (Order::HandOver, _) => wrong("one that is sealed"),
             (Order::Pause, Active) => Ok(Action::Pause),
             (Order::Resume, Active) => Ok(Action::Resume),
             (Order::Shutdown, Active) => Ok(Action::Shutdown),
@@ -371,8 +385,9 @@ impl Machine {
     /// A saga that has ended asks for nothing; what it asked before may still be on its way.
     fn check_task(&self, stamped: &Stamped) -> Result<(), Refusal> {
         let (task, seen) = (stamped.task, self.durable.seal_task);
-        match stamped.order == Order::Seal && task != 0 && task < seen {
-            true => Err(Refusal::OldTask { vm: self.vm, epoch: stamped.epoch, task, seen }),
+        let order = stamped.order.word();
+        match writes_state(&stamped.order) && task != 0 && task < seen {
+            true => Err(Refusal::OldTask { vm: self.vm, order, epoch: stamped.epoch, task, seen }),
             false => Ok(()),
         }
     }
@@ -393,7 +408,7 @@ impl Machine {
 
     /// Notes that an action begins, so that observations and a restarted agent know of it.
     fn begin(&mut self, action: &Action, stamped: &Stamped) {
-        if stamped.order == Order::Seal {
+        if writes_state(&stamped.order) {
             self.durable.seal_task = self.durable.seal_task.max(stamped.task);
         }
         let Some(current) = &mut self.current else { return };
@@ -464,7 +479,8 @@ impl Machine {
                 current.prepare_us = *prepare_us;
                 current.phase = Phase::Prepared;
             }
-            Answer::TakenOver => {
+            Answer::TakenOver { handover } => {
+                current.handover = *handover;
                 current.locked = true;
                 current.phase = current.idle_phase();
             }
@@ -512,6 +528,12 @@ impl Machine {
             _ => {}
         }
     }
+}
+
+/// Whether the order is about the state file of its task: a late one must not end what a newer task
+/// has begun.
+fn writes_state(order: &Order) -> bool {
+    matches!(order, Order::Seal | Order::PreCopy | Order::EndPreCopy)
 }
 
 /// Whether the order lets the guest run.

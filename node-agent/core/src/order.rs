@@ -1,6 +1,6 @@
 //! The orders of the controller as values, what the agent does about them, and how they end.
 
-use bellwether_types::{Arbiter, BootId, Epoch, StateFileRef, VmId};
+use bellwether_types::{Arbiter, BootId, Epoch, Handover, StateFileRef, VmId};
 
 use crate::refusal::Refusal;
 
@@ -22,6 +22,12 @@ pub enum Order {
         /// The state file from which it goes on; none when it boots.
         hash: Option<[u8; 32]>,
     },
+    /// Write memory into the state file while the guest runs.
+    PreCopy,
+    /// End that, and remove the file.
+    EndPreCopy,
+    /// Load parts of a file that is not sealed yet.
+    LoadAhead,
     /// Stop the guest and seal its state on the storage.
     Seal,
     /// Run a guest that was sealed here, under the order's higher epoch.
@@ -30,6 +36,9 @@ pub enum Order {
     },
     /// Make sure that no VMM of this epoch or a lower one runs here, ever again.
     Release,
+    /// Record in the claim that the sealed guest is let go, and end its VMM. No controller orders
+    /// this: the node does, when it is cut off.
+    HandOver,
     Pause,
     Resume,
     Shutdown,
@@ -47,9 +56,13 @@ impl Order {
             Self::TakeOver => "take-over",
             Self::LoadState { .. } => "load-state",
             Self::Activate { .. } => "activate",
+            Self::PreCopy => "pre-copy",
+            Self::EndPreCopy => "end-pre-copy",
+            Self::LoadAhead => "load-ahead",
             Self::Seal => "seal",
             Self::ClaimBack { .. } => "claim-back",
             Self::Release => "release",
+            Self::HandOver => "hand-over",
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Shutdown => "shutdown",
@@ -122,7 +135,10 @@ pub enum Answer {
     Prepared {
         prepare_us: u64,
     },
-    TakenOver,
+    TakenOver {
+        /// What came with the claim.
+        handover: Option<Handover>,
+    },
     Loaded {
         load_us: u64,
     },
@@ -150,8 +166,13 @@ pub enum Action {
         replace: Option<Epoch>,
     },
     Lock,
+    /// Hand out the connection: loading takes long, and nothing depends on it.
+    LoadAhead,
     Load,
     Start,
+    /// Make sure that the storage is there, and hand out the connection: it takes minutes.
+    PreCopy,
+    EndPreCopy,
     Save,
     ClaimBack,
     /// Stop, kill and reap the VMM; the raised floor is made durable before the answer.
@@ -159,6 +180,7 @@ pub enum Action {
     /// The guest cannot run and has not run, for this reason: release its VMM, so that it never
     /// will.
     GiveUp(&'static str),
+    HandOver,
     Pause,
     Resume,
     Shutdown,

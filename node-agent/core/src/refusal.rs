@@ -18,10 +18,10 @@ pub enum Refusal {
     )]
     OtherBoot { vm: VmId, order: &'static str, meant: BootId, here: BootId },
     #[error(
-        "seal of VM {vm} under epoch {epoch}: it is for task {task}, but this node has sealed the \
-         VM for task {seen}; the newer task decides"
+        "{order} of VM {vm} under epoch {epoch}: it is for task {task}, but this node has written \
+         the VM's state for task {seen}; the newer task decides"
     )]
-    OldTask { vm: VmId, epoch: Epoch, task: u64, seen: u64 },
+    OldTask { vm: VmId, order: &'static str, epoch: Epoch, task: u64, seen: u64 },
     #[error(
         "{order} of VM {vm} under epoch {epoch}: this node has released every epoch up to {floor}; \
          give it a higher one"

@@ -92,6 +92,7 @@ impl World {
             memory_loaded_bytes: 0,
             memory_total_bytes: 0,
             sealed: (process.state == VmmState::Sealed).then(|| sealed(process.epoch)),
+            handover: None,
         })
     }
 
@@ -245,6 +246,12 @@ impl World {
                 self.processes.remove(&self.home);
                 return Outcome::Done(Answer::Released { reason: "stopped".into() });
             }
+            // The record is in the claim, and the process goes with its locks.
+            Action::HandOver if matches!(fate, Fate::Works) => {
+                self.processes.remove(&self.home);
+                self.machine.ended("handed over");
+                return Outcome::Done(Answer::Done);
+            }
             _ => {}
         }
         match fate {
@@ -274,7 +281,7 @@ impl World {
             Action::Lock => {
                 process.locked = true;
                 process.epoch = stamped.epoch;
-                Answer::TakenOver
+                Answer::TakenOver { handover: None }
             }
             Action::Load => {
                 let Order::LoadState { hash } = stamped.order else { unreachable!() };
@@ -338,6 +345,7 @@ fn orders() -> impl Strategy<Value = Order> {
         4 => Just(Order::Seal),
         4 => (0_u64..5).prop_map(|epoch| Order::ClaimBack { sealed_epoch: Epoch(epoch) }),
         2 => Just(Order::Release),
+        2 => Just(Order::HandOver),
         1 => Just(Order::Pause),
     ]
 }
@@ -669,4 +677,31 @@ fn a_file_after_which_the_guest_may_have_gone_on_is_not_told() {
             assert!(matches!(refused, Err(Refusal::Ended { .. })), "{fate:?}: {refused:?}");
         }
     }
+}
+
+#[test]
+fn a_pre_copy_leaves_the_guest_as_it_is_and_belongs_to_its_task() {
+    let mut world = World::new();
+    carry_out(&mut world, 1, prepare());
+    let stamped = |task, order| Stamped { term: 1, task, epoch: Epoch(1), boot: boot(), order };
+    let refused = world.machine.admit(&stamped(4, Order::PreCopy), WELL);
+    assert!(matches!(refused, Err(Refusal::WrongPhase { .. })), "{refused:?}");
+    assert_eq!(
+        world.machine.admit(&stamped(4, Order::LoadAhead), WELL),
+        Ok(Action::LoadAhead),
+        "the destination is prepared"
+    );
+    carry_out(&mut world, 1, BOOT_UP);
+    let refused = world.machine.admit(&stamped(4, Order::LoadAhead), WELL);
+    assert!(matches!(refused, Err(Refusal::WrongPhase { .. })), "{refused:?}");
+
+    assert_eq!(world.machine.admit(&stamped(4, Order::PreCopy), WELL), Ok(Action::PreCopy));
+    assert_eq!(world.machine.current().map(|it| it.phase), Some(Phase::Active));
+    // What an earlier task left on its way must not end what this one has begun.
+    for order in [Order::PreCopy, Order::EndPreCopy, Order::Seal] {
+        let late = world.machine.admit(&stamped(3, order), WELL);
+        assert!(matches!(late, Err(Refusal::OldTask { task: 3, seen: 4, .. })), "{late:?}");
+    }
+    assert_eq!(world.machine.admit(&stamped(4, Order::EndPreCopy), WELL), Ok(Action::EndPreCopy));
+    assert_eq!(world.machine.admit(&stamped(4, Order::Seal), WELL), Ok(Action::Save));
 }

@@ -21,6 +21,8 @@ const LOAD_MAX: Duration = Duration::from_secs(60);
 const START_MAX: Duration = Duration::from_secs(30);
 /// Writing all memory of a large guest to slow storage.
 const SAVE_MAX: Duration = Duration::from_secs(1800);
+/// An abort waits for the writes that are under way, for at most ten seconds.
+const END_PRE_COPY_MAX: Duration = Duration::from_secs(15);
 /// Pause, resume and shutdown only reach for the vCPUs.
 const SHORT_MAX: Duration = Duration::from_secs(10);
 /// From the end of a VMM's connection to the end of its process.
@@ -116,16 +118,23 @@ impl Owner {
             (Action::Start, Details::Activate { lock_wait }) => {
                 self.activate(command, *lock_wait).await
             }
+            (Action::PreCopy, Details::PreCopy { storage }) => {
+                ensure_storage(storage, self.node.cluster).await?;
+                Ok(Reply::Connection(self.connection()?.clone()))
+            }
+            (Action::EndPreCopy, _) => self.end_pre_copy(command).await,
+            (Action::LoadAhead, _) => Ok(Reply::Connection(self.connection()?.clone())),
             (Action::Save, Details::Seal { storage }) => {
                 self.save(command, storage).await.map_err(|it| Failure { sealing: true, ..it })
             }
             (Action::ClaimBack, Details::ClaimBack { file }) => {
                 self.claim_back(command, file.as_ref()).await
             }
+            (Action::HandOver, _) => self.hand_over(command).await,
             (Action::Pause, _) => self.pause(command).await,
             (Action::Resume, _) => self.resume(command).await,
             (Action::Shutdown, _) => self.shut_down(command).await,
-            (Action::Console, _) => Ok(Reply::Console(self.connection()?.clone())),
+            (Action::Console, _) => Ok(Reply::Connection(self.connection()?.clone())),
             (Action::RemoveState, Details::RemoveState { storage, purge }) => {
                 self.remove_state(command, storage, *purge).await
             }
@@ -248,6 +257,30 @@ impl Owner {
             Failure::unknown(Status::internal(format!("the VMM's answer to save: {error}")))
         })?;
         Ok(Reply::Answer(Answer::Sealed(sealed)))
+    }
+
+    /// Records it in the claim, and ends the VMM, whose locks go with it. What was sealed is still
+    /// told to whoever asks.
+    async fn hand_over(&mut self, command: &Command) -> Result<Reply, Failure> {
+        let mut client = self.client()?;
+        let recall = self.recall(&command.stamped);
+        let call = client.hand_over(v1::HandOverRequest {});
+        bounded("hand over", STORAGE_MAX, recall, call).await?;
+        let reason = self.end_process().await?;
+        self.machine.ended(&reason);
+        Ok(Reply::Answer(Answer::Done))
+    }
+
+    /// A VMM that knows no pre-copy has none to end.
+    async fn end_pre_copy(&mut self, command: &Command) -> Result<Reply, Failure> {
+        let mut client = self.client()?;
+        let recall = self.recall(&command.stamped);
+        let call = client.abort_pre_copy(v1::AbortPreCopyRequest {});
+        match bounded("end of the pre-copy", END_PRE_COPY_MAX, recall, call).await {
+            Err(CallError::Refused(status)) if status.code() == Code::Unimplemented => {}
+            other => drop(other?),
+        }
+        Ok(Reply::Answer(Answer::Done))
     }
 
     async fn pause(&mut self, command: &Command) -> Result<Reply, Failure> {

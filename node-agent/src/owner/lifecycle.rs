@@ -96,9 +96,17 @@ impl Owner {
 
     /// Stops the VMM, with violence if it takes long, and answers when it is reaped.
     pub(super) async fn release(&mut self) -> Result<Reply, Failure> {
-        let Some(body) = &mut self.body else {
+        if self.body.is_none() {
             return Ok(Reply::Answer(Answer::Released { reason: "none".to_owned() }));
-        };
+        }
+        let reason = self.end_process().await?;
+        self.clean_up();
+        Ok(Reply::Answer(Answer::Released { reason }))
+    }
+
+    /// Stops the VMM, kills it if it does not stop, and reaps it. Tells how it ended.
+    pub(super) async fn end_process(&mut self) -> Result<String, Failure> {
+        let Some(body) = &mut self.body else { return Ok("none".to_owned()) };
         let stop_grace = self.node.allow(STOP_GRACE);
         let deadline = Instant::now() + stop_grace;
         if let Some(vmm) = body.vmm() {
@@ -118,8 +126,7 @@ impl Owner {
         }
         let reason = body.exit_reason();
         body.forget_process();
-        self.clean_up();
-        Ok(Reply::Answer(Answer::Released { reason }))
+        Ok(reason)
     }
 
     /// After a start that failed: the guest has not run, if that is proven, and now it never will.

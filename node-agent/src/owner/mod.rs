@@ -56,6 +56,7 @@ pub enum Details {
     TakeOver { wait: Duration },
     LoadState { file: StateFileRef },
     Activate { lock_wait: Duration },
+    PreCopy { storage: PathBuf },
     Seal { storage: PathBuf },
     ClaimBack { file: Option<StateFileRef> },
     RemoveState { storage: PathBuf, purge: bool },
@@ -80,7 +81,8 @@ pub enum Reply {
     Removed {
         files: u64,
     },
-    Console(Vmm),
+    /// The order is admitted; what it asks for is done beside the owner.
+    Connection(Vmm),
 }
 
 /// What reaches an owner.

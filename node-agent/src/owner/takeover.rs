@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bellwether_agent_core::Answer;
 use bellwether_proto::v1;
+use bellwether_types::Handover;
 use tonic::Code;
 
 use super::execute::millis;
@@ -24,7 +25,11 @@ impl Owner {
         let request = v1::LockRequest { epoch: epoch.0, wait_ms: millis(wait) };
         let after = self.node.allow(LOCK_MAX).saturating_add(wait);
         match bounded("lock", after, self.recall(&command.stamped), client.lock(request)).await {
-            Ok(status) if status.locked => Ok(Reply::Answer(Answer::TakenOver)),
+            Ok(status) if status.locked => {
+                let handover = status.handover.map(Handover::try_from).transpose();
+                let handover = handover.map_err(|error| Failure::internal(error.to_string()))?;
+                Ok(Reply::Answer(Answer::TakenOver { handover }))
+            }
             Ok(status) => Ok(Reply::NotHeld { holder: status.reason }),
             Err(CallError::Refused(status)) if is_held(status.code()) => {
                 Ok(Reply::NotHeld { holder: status.message().to_owned() })

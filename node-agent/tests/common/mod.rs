@@ -78,6 +78,7 @@ impl Nodes for Controller {
             grants: self.grants.lock().unwrap().clone(),
             controllers: self.members.lock().unwrap().clone(),
             register: known != Some(request.boot_id),
+            pulse_ms: 1,
         }))
     }
 }
@@ -140,7 +141,7 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         let ca = Ca::create(ClusterId::from_uuid(uuid::Uuid::now_v7()), "lab").unwrap();
         let storage = dir.path().join("storage");
-        for dir in ["claims", "state"] {
+        for dir in ["claims", "state", "heartbeats"] {
             std::fs::create_dir_all(storage.join(dir)).unwrap();
         }
         std::fs::write(storage.join("cluster.id"), format!("{}\n", ca.cluster())).unwrap();

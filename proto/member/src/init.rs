@@ -161,7 +161,7 @@ fn check_storage(path: &Path) -> Result<(), MemberError> {
 
 /// Makes what agents look for on the storage: they refuse one without it as not mounted.
 fn make_storage_dirs(storage: &Path) -> Result<(), MemberError> {
-    for name in ["claims", "state"] {
+    for name in ["claims", "state", "heartbeats"] {
         let path = storage.join(name);
         match std::fs::DirBuilder::new().mode(0o700).create(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => {}

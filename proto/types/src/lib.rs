@@ -15,8 +15,9 @@ pub mod watchdog;
 pub use ids::{BootId, ClusterId, Epoch, Id, NodeId, TaskId, VmId};
 pub use member::{MemberRole, Ports};
 pub use rules::{
-    ClusterPatch, ClusterSettings, Failback, RestartLimit, RuleError, Strength, VmPatch, VmRules,
+    ClusterPatch, ClusterSettings, Failback, PreCopy, RestartLimit, RuleError, Strength, VmPatch,
+    VmRules,
 };
 pub use spec::{DiskFormat, DiskSpec, RestartPolicy, SpecError, VmSpec};
-pub use states::{Arbiter, FenceProof, NodePhase, StateFileRef, VmState};
+pub use states::{Arbiter, FenceProof, Handover, NodePhase, StateFileRef, VmState};
 pub use watchdog::{WatchdogBound, WatchdogTiming, WatchdogTimingError};

@@ -18,6 +18,8 @@ pub const START_AFTER_MAX: usize = 16;
 pub const RESTARTS_MAX: u32 = 100;
 /// The longest period of a restart limit, and of a quarantine: a week.
 pub const PERIOD_S_MAX: u64 = 7 * 24 * 3_600;
+/// The longest downtime that a VM can ask for: a minute.
+pub const DOWNTIME_MS_MAX: u32 = 60_000;
 
 /// When a VM that the cluster had to put elsewhere goes back to a node that it prefers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -93,6 +95,33 @@ impl Strength {
     }
 }
 
+/// What follows when the memory of a VM that is moved or saved changes faster than it is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PreCopy {
+    /// The guest is stopped for as long as was predicted.
+    #[default]
+    Finish,
+    /// The move ends with an error; the guest has noticed nothing.
+    GiveUp,
+    /// Memory is written with the guest stopped, always.
+    Never,
+}
+
+impl PreCopy {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Finish => "finish",
+            Self::GiveUp => "give-up",
+            Self::Never => "never",
+        }
+    }
+
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Finish, Self::GiveUp, Self::Never].into_iter().find(|one| one.as_str() == word)
+    }
+}
+
 /// At most so many restarts by the cluster within a period; then the VM waits for a person.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct RestartLimit {
@@ -111,6 +140,9 @@ pub struct VmRules {
     /// It is started only while all of these run.
     pub start_after: BTreeSet<VmId>,
     pub restart_limit: Option<RestartLimit>,
+    pub pre_copy: PreCopy,
+    /// How long its guest may stand still in a move, milliseconds; 0 leaves it to the VMM (50).
+    pub downtime_ms: u32,
 }
 
 /// What is to be changed of a VM's rules; what is not named stays.
@@ -125,6 +157,8 @@ pub struct VmPatch {
     pub start_after: Option<BTreeSet<VmId>>,
     /// `Some(None)` takes the limit away.
     pub restart_limit: Option<Option<RestartLimit>>,
+    pub pre_copy: Option<PreCopy>,
+    pub downtime_ms: Option<u32>,
 }
 
 /// What an administrator sets for the cluster as a whole.
@@ -137,6 +171,8 @@ pub struct ClusterSettings {
     pub quarantine_window_s: u64,
     /// How long a quarantine lasts.
     pub quarantine_s: u64,
+    /// What all pre-copies from one node may write a second together, MiB; 0 sets no limit.
+    pub pre_copy_mib_s: u32,
 }
 
 impl Default for ClusterSettings {
@@ -146,6 +182,7 @@ impl Default for ClusterSettings {
             quarantine_exits: 3,
             quarantine_window_s: 3_600,
             quarantine_s: 3_600,
+            pre_copy_mib_s: 0,
         }
     }
 }
@@ -157,6 +194,7 @@ pub struct ClusterPatch {
     pub quarantine_exits: Option<u32>,
     pub quarantine_window_s: Option<u64>,
     pub quarantine_s: Option<u64>,
+    pub pre_copy_mib_s: Option<u32>,
 }
 
 /// Why rules are refused. The text is for the administrator.
@@ -176,6 +214,8 @@ pub enum RuleError {
     Period(u64),
     #[error("the hours {from} to {to}; give two different hours from 0 to 23")]
     Hours { from: u8, to: u8 },
+    #[error("a downtime of {0} ms; give 1 to {DOWNTIME_MS_MAX}, or 0 for the default")]
+    Downtime(u32),
     #[error("{0} node losses before a quarantine; at most {RESTARTS_MAX}, or 0 for no quarantine")]
     Exits(u32),
 }
@@ -203,6 +243,9 @@ impl VmRules {
             }
             _ => {}
         }
+        if self.downtime_ms > DOWNTIME_MS_MAX {
+            return Err(RuleError::Downtime(self.downtime_ms));
+        }
         self.restart_limit.map_or(Ok(()), RestartLimit::validate)
     }
 
@@ -220,6 +263,8 @@ impl VmRules {
         replace(&mut self.anti_affinity, anti_affinity);
         replace(&mut self.start_after, start_after);
         replace(&mut self.restart_limit, patch.restart_limit);
+        replace(&mut self.pre_copy, patch.pre_copy);
+        replace(&mut self.downtime_ms, patch.downtime_ms);
     }
 }
 
@@ -251,6 +296,7 @@ impl ClusterSettings {
         replace(&mut self.quarantine_exits, patch.quarantine_exits);
         replace(&mut self.quarantine_window_s, patch.quarantine_window_s);
         replace(&mut self.quarantine_s, patch.quarantine_s);
+        replace(&mut self.pre_copy_mib_s, patch.pre_copy_mib_s);
     }
 }
 

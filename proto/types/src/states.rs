@@ -122,6 +122,23 @@ pub struct StateFileRef {
     pub bytes: u64,
 }
 
+/// A runner that was cut off from the controllers has sealed its VM and let go of it. It stands in the
+/// VM's claim, under its lock.
+///
+/// The record and not the file decides: a seal that failed may leave a file that looks sealed, and
+/// its guest went on. Every later claim carries the record on, until one lets a guest run: that one
+/// erases it first, durably (docs/model.md, `NoHandoverRecord`, `RecordKept`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Handover {
+    /// The epoch under which the VM was sealed.
+    pub epoch: Epoch,
+    /// The generation in the name of the state file.
+    pub generation: u64,
+    pub bytes: u64,
+    /// As in [`StateFileRef`].
+    pub hash: [u8; 32],
+}
+
 macro_rules! lowercase_names {
     ($type:ident { $($variant:ident => $name:literal),+ $(,)? }) => {
         impl $type {

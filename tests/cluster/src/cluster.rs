@@ -75,6 +75,11 @@ impl Cluster {
             environment: environment(failpoints.as_ref()),
             memory_mib: options.memory_mib,
             controller_toml: controller_toml(options),
+            agent_toml: options
+                .agent
+                .iter()
+                .map(|(key, value)| format!("{key} = {value}\n"))
+                .collect(),
             clock_library: match options.wall_clocks {
                 true => Some(clock::build_library(&root)?),
                 false => None,

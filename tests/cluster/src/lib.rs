@@ -33,6 +33,7 @@ pub mod node;
 pub mod options;
 pub mod process;
 pub mod storage;
+pub mod torture;
 pub mod vmm;
 pub mod wait;
 pub mod watch;

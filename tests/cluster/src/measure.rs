@@ -18,6 +18,14 @@ pub fn percentile(sorted: &[f64], part: f64) -> f64 {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
+/// How many processes want to run, on average over the last minute: other work on the machine makes
+/// every time longer.
+pub fn load_average() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/loadavg").context("read /proc/loadavg")?;
+    let first = text.split(' ').next().unwrap_or_default();
+    first.parse().with_context(|| format!("/proc/loadavg says `{text}`"))
+}
+
 /// Writes so many MiB with O_DIRECT and syncs them; MiB per second.
 pub fn direct_writer_mib_s(dir: &Path, mib: usize) -> Result<f64> {
     let path = dir.join("writer.tmp");

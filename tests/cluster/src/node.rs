@@ -25,6 +25,8 @@ pub struct Setting {
     pub environment: Vec<(String, String)>,
     pub memory_mib: u64,
     pub controller_toml: String,
+    /// More lines of `agent.toml`.
+    pub agent_toml: String,
     /// The library that lets wall clocks jump.
     pub clock_library: Option<PathBuf>,
 }
@@ -132,7 +134,7 @@ impl Node {
 
     fn write_agent_toml(&self) -> Result<()> {
         let path = self.agent_toml();
-        let text = format!(
+        let mut text = format!(
             "vmm = {:?}\nruntime_dir = {:?}\nboot_id_path = {:?}\nmemory_mib = {}\n\
              vcpu_overcommit = 64\nstatus_interval_ms = 50\n",
             self.setting.binaries.vmm,
@@ -140,6 +142,7 @@ impl Node {
             self.dir.join("boot_id"),
             self.setting.memory_mib,
         );
+        text.push_str(&self.setting.agent_toml);
         std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))
     }
 

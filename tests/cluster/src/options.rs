@@ -27,6 +27,8 @@ pub struct Options {
     pub wall_clocks: bool,
     /// Lines of `controller.toml` below `[timing]`.
     pub timing: Vec<(&'static str, u64)>,
+    /// Lines of each node's `agent.toml`.
+    pub agent: Vec<(&'static str, u64)>,
 }
 
 impl Options {
@@ -45,6 +47,7 @@ impl Default for Options {
             failpoints: false,
             wall_clocks: false,
             timing: Vec::new(),
+            agent: Vec::new(),
         }
     }
 }

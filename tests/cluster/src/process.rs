@@ -168,6 +168,13 @@ pub fn freeze(found: &Found) {
     }
 }
 
+/// SIGCONT: it goes on as if no time had passed.
+pub fn thaw(found: &Found) {
+    if let Some(held) = hold(found) {
+        held.signal(Signal::CONT);
+    }
+}
+
 /// The number may have come to mean another process since, so it is looked at again once it is held.
 fn hold(found: &Found) -> Option<Held> {
     let held = Held::open(found.pid).ok()?;

@@ -19,9 +19,11 @@ const SOON: Duration = Duration::from_secs(40);
 const VM: &str = "web";
 
 /// Every step of a migration, before its order is given and after its result is known.
-const POINTS: [&str; 8] = [
+const POINTS: [&str; 10] = [
     "task.migrate.prepare.before",
     "task.migrate.prepare.after",
+    "task.migrate.pre-copy.before",
+    "task.migrate.pre-copy.after",
     "task.migrate.seal.before",
     "task.migrate.seal.after",
     "task.migrate.load.before",
@@ -82,7 +84,12 @@ async fn at_every_point(victim: Victim) -> Result<()> {
 async fn kill_with_an_order_half_done() -> Result<()> {
     let mut matrix = Matrix::start().await?;
     let mut cases = Cases::new();
-    for point in ["agent.seal.after", "agent.load-state.after", "agent.activate.after"] {
+    for point in [
+        "agent.pre-copy.after",
+        "agent.seal.after",
+        "agent.load-state.after",
+        "agent.activate.after",
+    ] {
         for victim in [Victim::Leader, Victim::SourceAgent, Victim::DestinationAgent] {
             let started = Instant::now();
             let result = matrix.cell(point, victim).await;

@@ -284,7 +284,7 @@ pub fn delete_leftovers(lab: &mut Lab) -> Result<()> {
 /// Removes a VM that is stopped, and its disk.
 pub fn delete_vm(lab: &mut Lab, name: &str) -> Result<()> {
     let from = any_well(lab)?;
-    bell(lab, &from, &["vm", "delete", name, "--yes"])?;
+    bell(lab, &from, &["vm", "delete", name])?;
     lab.exec_ok(&from, &["rm", "-f", &format!("{STORAGE_PATH}/{name}.raw")], COMMAND).map(drop)
 }
 

@@ -112,7 +112,7 @@ impl Cluster {
             nonce: self.now,
             vms: running.collect(),
         };
-        self.observed.take(node, report);
+        self.observed.take(node, report, &self.state);
     }
 
     pub fn report_but(&mut self, silent: impl Fn(NodeId) -> bool) {

@@ -14,6 +14,7 @@ pub const EXPECTED: &[(&str, &[&str])] = &[
             "choose",
             "prepare",
             "take-over",
+            "pre-copy",
             "seal",
             "load",
             "activate",
@@ -37,6 +38,7 @@ pub const EXPECTED: &[(&str, &[&str])] = &[
             "prepared",
             "held",
             "busy",
+            "pre-copied",
             "sealed",
             "loaded",
             "activated",
@@ -102,7 +104,7 @@ pub const EXPECTED: &[(&str, &[&str])] = &[
         &["adopted", "refused: old term", "refused: released", "given up", "lease page held"],
     ),
     ("raft", &["elected", "deposed", "snapshot", "installed", "unknown proposal"]),
-    ("admin", &["done", "refused", "unknown"]),
+    ("admin", &["done", "refused", "unknown", "read"]),
 ];
 
 impl Coverage {

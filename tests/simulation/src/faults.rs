@@ -37,6 +37,16 @@ pub fn inject(world: &Shared, fault: &Fault) {
             let process = world.controllers.borrow().get(&id).copied();
             stop(world, process, for_ms);
         }
+        Fault::KillLeader { for_ms } => {
+            let Some(id) = world.leader.get() else { return };
+            controller::kill(world, id);
+            later(world, for_ms, move |world| start_controller(world, id));
+        }
+        Fault::StopLeader { for_ms } => {
+            let leader = world.leader.get();
+            let process = leader.and_then(|id| world.controllers.borrow().get(&id).copied());
+            stop(world, process, for_ms);
+        }
         Fault::RuntimeFull { node, for_ms } => {
             world.runtime(NodeId(node), |runtime| runtime.full = true);
             later(world, for_ms, move |world| {
@@ -152,7 +162,7 @@ fn power_on(world: &Shared, node: u64) {
     });
     // The runtime directory lives as long as a boot.
     world.runtimes.borrow_mut().remove(&NodeId(node));
-    world.storage.speak(host);
+    world.storage.mount(host, boot_id);
     start_controller(world, node);
     start_agent(world, node);
 }

@@ -40,21 +40,27 @@ mod controller;
 pub mod coverage;
 mod faults;
 mod kernel;
+mod linear;
 mod narrate;
 mod net;
 mod oracle;
 mod raft;
+mod random;
 mod rng;
 pub mod run;
 pub mod scenario;
+pub mod script;
 pub mod search;
 mod storage;
 mod sync;
+pub mod timeline;
 mod vmm;
 mod wire;
 mod world;
 
 pub use coverage::Coverage;
 pub use run::{Line, Run, Verdict, run};
-pub use scenario::{Cluster, Event, Fault, Request, Scenario, Timed, VmSetup};
+pub use scenario::{
+    Cluster, Event, Fault, NodeSize, Opening, Request, Rules, Scenario, Timed, VmSetup,
+};
 pub use storage::StorageKind;

@@ -2,7 +2,7 @@
 
 use bellwether_core::command::Change;
 use bellwether_core::state::Level;
-use bellwether_core::{Place, State, StepEvent};
+use bellwether_core::{Place, State, Step, StepEvent, Task};
 
 use crate::raft::Applied;
 use crate::world::World;
@@ -11,6 +11,7 @@ use crate::world::World;
 pub fn applied(world: &World, it: &Applied<'_>) {
     let Some(command) = &it.entry.command else {
         world.hit("raft", "elected");
+        world.leader.set(Some(it.controller));
         world.say(format!("c{}", it.controller), format!("leads in term {}", it.entry.term));
         return;
     };
@@ -29,6 +30,7 @@ pub fn applied(world: &World, it: &Applied<'_>) {
         && *it.outcome == bellwether_core::Outcome::Done
         && let Some(task) = it.after.tasks.get(task)
     {
+        placed(world, it.after, task, event);
         let text = format!(
             "task {} ({} {}): {} -> {}",
             task.id,
@@ -38,6 +40,16 @@ pub fn applied(world: &World, it: &Applied<'_>) {
             task.step.name()
         );
         world.say("task", text);
+    }
+}
+
+/// Tells why a VM goes where it goes.
+fn placed(world: &World, after: &State, task: &Task, event: &StepEvent) {
+    let StepEvent::Placed { node, why } = event else { return };
+    if matches!(task.step, Step::Prepare(_)) {
+        let name = after.node_name(*node);
+        let why = why.strip_prefix(name.as_str()).unwrap_or(why).trim_start();
+        world.say("place", format!("VM {} goes to {name}, which {why}", task.vm_name));
     }
 }
 
@@ -51,7 +63,9 @@ pub fn name(event: &StepEvent) -> &'static str {
         StepEvent::Reinstated => "reinstated",
         StepEvent::Prepared => "prepared",
         StepEvent::Held => "held",
+        StepEvent::HeldWithState { .. } => "held-with-state",
         StepEvent::Busy { .. } => "busy",
+        StepEvent::PreCopied { .. } => "pre-copied",
         StepEvent::Sealed { .. } => "sealed",
         StepEvent::Loaded { .. } => "loaded",
         StepEvent::Activated { .. } => "activated",
@@ -77,7 +91,9 @@ fn count(world: &World, after: &State, change: &Change) {
                 }
             }
         }
-        Change::BeginTask(request) => world.hit("task", request.kind.as_str()),
+        Change::BeginTask(request) | Change::Begin { request, .. } => {
+            world.hit("task", request.kind.as_str());
+        }
         _ => {}
     }
 }
@@ -101,4 +117,20 @@ fn count_places(world: &World, after: &State) {
             world.hit("proof", proof.kind());
         }
     }
+}
+
+/// How the cluster stands when the scenario's times begin.
+pub fn opening(world: &World) {
+    let lines: Vec<String> = world.committed(|state| {
+        let names = |vms: Vec<&str>| if vms.is_empty() { "nothing".into() } else { vms.join(", ") };
+        let runs = state.nodes.values().map(|node| {
+            let mut here: Vec<_> = state.vms_of(node.id).map(|vm| vm.spec.name.as_str()).collect();
+            here.sort_unstable();
+            format!("{} runs {}", node.name, names(here))
+        });
+        let idle = state.vms.values().filter(|vm| vm.place.runner().is_none());
+        let idle = idle.map(|vm| format!("VM {} does not run", vm.spec.name));
+        runs.chain(idle).collect()
+    });
+    lines.into_iter().for_each(|line| world.say("begin", line));
 }

@@ -193,7 +193,8 @@ impl Net {
         let delivery = move |again: bool| {
             let answer = (!again).then(|| answer.clone());
             let responder = Responder { net: net.clone(), from: target, to: from, promise: answer };
-            net.deliver(to, request.clone(), responder);
+            let request = if again { request.repeated() } else { request.clone() };
+            net.deliver(to, request, responder);
         };
         if !self.transmit(from, target, Rc::new(delivery)) {
             self.break_off(promise.clone());
@@ -215,7 +216,7 @@ impl Net {
     }
 
     /// Whether the other side's program would answer a ping.
-    fn hears(&self, from: HostId, to: Address) -> bool {
+    pub fn hears(&self, from: HostId, to: Address) -> bool {
         let target = self.host_of(to);
         let process = self.state.borrow().listening.get(&to).map(|(process, _)| *process);
         let runs = process.is_some_and(|it| self.kernel.lives(it) && !self.kernel.is_standing(it));

@@ -10,6 +10,7 @@ use bellwether_core::{Outcome, Place, State, StepEvent, Vm};
 use bellwether_types::{BootId, Epoch, FenceProof, NodeId, VmId};
 
 use crate::kernel::{Kernel, ProcId};
+use crate::linear::{Checked, Order};
 use crate::raft::Applied;
 use crate::storage::{DiskRecord, Storage};
 use crate::wire::{claim_path, disk_path};
@@ -52,6 +53,10 @@ pub struct Oracle {
     resumed: BTreeMap<[u8; 32], Epoch>,
     released: BTreeMap<(NodeId, BootId, VmId), Epoch>,
     terms: BTreeMap<(NodeId, BootId), u64>,
+    /// Guests that began to execute: when, which, where, and whether with their memory.
+    pub begun: Vec<(u64, VmId, NodeId, bool)>,
+    /// What callers of the API were told.
+    pub order: Order,
 }
 
 impl Oracle {
@@ -69,6 +74,8 @@ impl Oracle {
             resumed: BTreeMap::new(),
             released: BTreeMap::new(),
             terms: BTreeMap::new(),
+            begun: Vec::new(),
+            order: Order::default(),
         }
     }
 
@@ -121,14 +128,32 @@ impl Oracle {
         let committed =
             Committed { term: it.entry.term, change: change.cloned(), outcome: it.outcome.clone() };
         self.committed.insert(it.index, committed);
+        let entered = self.order.entered(it.index, it.entry.by);
+        self.in_order(entered);
         if let Some(command) = &it.entry.command {
             self.reference.apply((**command).clone());
             let allowed = self.reference.vms.values().filter_map(|vm| {
                 vm.place.runner().map(|runner| (vm.id, runner.node, runner.epoch))
             });
             self.allowed.extend(allowed);
+            self.remember(it);
         }
         true
+    }
+
+    /// Keeps how each VM is from this entry on, for those who read it.
+    fn remember(&mut self, it: &Applied<'_>) {
+        let known: Vec<VmId> = self.order.known().chain(it.after.vms.keys().copied()).collect();
+        for id in known {
+            self.order.changed(it.index, id, it.after.vms.get(&id));
+        }
+    }
+
+    /// Takes note of what the order of the API says is wrong.
+    pub fn in_order(&mut self, checked: Checked) {
+        if let Err(what) = checked {
+            self.fail(format!("2: {what}"));
+        }
     }
 
     /// The API has acknowledged a command.
@@ -214,6 +239,7 @@ impl Oracle {
             format!("1: {name} begins under epoch {epoch} after epoch {began} has begun")
         });
         self.began.insert(vm, epoch.max(began));
+        self.begun.push((self.kernel.now(), vm, fact.node, file.is_some()));
         let top = self.storage.server(|server| server.top_of(&disk_path(vm)));
         let kept = self.acknowledged.get(&vm).copied().unwrap_or(0);
         self.check(top >= kept, || {
@@ -335,6 +361,17 @@ fn step(before: &Vm, after: &Vm, event: Option<&StepEvent>) -> Result<(), String
             Some(StepEvent::Reinstated) => Ok(()),
             _ => fail("reinstated"),
         },
+        // A lost runner turns out to have sealed its VM, which is whose file that is, or goes on there.
+        (Revoked(old), Sealed { file, .. }) => match event {
+            Some(StepEvent::Sealed { .. }) if file.epoch == old.epoch => Ok(()),
+            _ => fail("sealed without its runner's seal"),
+        },
+        (Revoked(old), Runner(new)) if matches!(event, Some(StepEvent::Sealed { .. })) => {
+            match new.node == old.node && new.boot_id == old.boot_id && new.epoch > old.epoch {
+                true => Ok(()),
+                false => fail("taken back by somebody else"),
+            }
+        }
         (Revoked(_), Runner(new)) => match &after.last_proof {
             Some(FenceProof::Storage { holder, epoch })
                 if proven && (*holder, *epoch) == (new.node, new.epoch) =>

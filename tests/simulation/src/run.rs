@@ -10,7 +10,8 @@ use bellwether_types::{BootId, NodeId, VmId};
 
 use crate::coverage::Coverage;
 use crate::kernel::{Host, MS, Nanos};
-use crate::scenario::{Event, Request, Scenario};
+use crate::scenario::{Event, Opening, Request, Scenario};
+use crate::timeline::{Begun, Timeline};
 use crate::world::{Shared, World};
 use crate::{admin, agent, controller, faults};
 
@@ -18,6 +19,8 @@ use crate::{admin, agent, controller, faults};
 const LOOK: Nanos = 100 * MS;
 /// So long it must stay at rest.
 const REST_MS: u64 = 5_000;
+/// So long a cluster may take to stand.
+const OPENING_MS_MAX: u64 = 120_000;
 
 /// One line of the decision log.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,13 +59,18 @@ pub struct Run {
     pub coverage: Coverage,
     pub events: u64,
     pub virtual_ms: u64,
+    /// What was true when, of a scenario that begins with a cluster that stands.
+    pub timeline: Timeline,
 }
 
 /// Runs a scenario to its end.
 pub fn run(scenario: &Scenario) -> Run {
     let world = World::new(scenario.seed, &scenario.cluster);
+    let mut timeline = Timeline::default();
     begin(&world, scenario);
-    let broken = drive(&world, scenario).err();
+    let opened = open(&world, scenario);
+    let broken = opened.and_then(|()| drive(&world, scenario, &mut timeline)).err();
+    timeline.begun = begun(&world);
     let verdict = match broken {
         None => Verdict::Held,
         Some(what) => Verdict::Broken { at_ms: world.kernel.now() / MS, what },
@@ -81,6 +89,7 @@ pub fn run(scenario: &Scenario) -> Run {
         coverage: world.coverage.borrow().clone(),
         events: world.kernel.events(),
         virtual_ms: world.kernel.now() / MS,
+        timeline,
     };
     world.dispose();
     result
@@ -105,17 +114,49 @@ fn begin(world: &Shared, scenario: &Scenario) {
         agent::start(world, NodeId(node));
     }
     let founder = Rc::clone(world);
-    spawn_admin(world, async move { admin::found(&founder).await });
+    let wait = scenario.opening == Opening::WhenReady;
+    spawn_admin(world, async move { admin::found(&founder, wait).await });
+}
+
+/// Waits for the moment at which the scenario's times begin, and plans its events.
+fn open(world: &Shared, scenario: &Scenario) -> Result<(), String> {
+    if scenario.opening == Opening::WhenReady {
+        while !world.founded.get() {
+            step(world)?;
+            if world.kernel.now() > OPENING_MS_MAX * MS {
+                return Err("the cluster does not come up by itself".to_owned());
+            }
+        }
+        world.log.borrow_mut().clear();
+        world.opened_at.set(world.kernel.now());
+        crate::narrate::opening(world);
+    }
     for timed in &scenario.events {
         let (there, event) = (Rc::clone(world), timed.event.clone());
-        world.kernel.at(timed.at_ms * MS, move |_| happen(&there, event));
+        world.kernel.at(world.opened_at.get() + timed.at_ms * MS, move |_| happen(&there, event));
     }
-    let there = Rc::clone(world);
-    world.kernel.at(scenario.heal_at_ms * MS, move |_| {
-        faults::heal(&there);
-        let nodes = 1..=there.cluster.nodes;
-        nodes.for_each(|node| happen(&there, Event::Request(Request::Undrain { node })));
+    if scenario.settle_ms_max.is_some() {
+        let there = Rc::clone(world);
+        world.kernel.at(scenario.heal_at_ms * MS, move |_| {
+            faults::heal(&there);
+            let nodes = 1..=there.cluster.nodes;
+            nodes.for_each(|node| happen(&there, Event::Request(Request::Undrain { node })));
+        });
+    }
+    Ok(())
+}
+
+/// The guests that began since the times began.
+fn begun(world: &Shared) -> Vec<Begun> {
+    let oracle = world.oracle.borrow();
+    let since = oracle.begun.iter().filter(|(at, ..)| *at >= world.opened_at.get());
+    let begun = since.map(|(at, vm, node, resumed)| Begun {
+        at_ms: world.since_opening(*at),
+        vm: oracle.reference().vm_name(*vm),
+        node: node.0,
+        resumed: *resumed,
     });
+    begun.collect()
 }
 
 fn spawn_admin(world: &Shared, work: impl Future<Output = ()> + 'static) {
@@ -131,11 +172,19 @@ fn happen(world: &Shared, event: Event) {
 }
 
 /// Lets time pass, until something is broken or all is at rest.
-fn drive(world: &Shared, scenario: &Scenario) -> Result<(), String> {
-    while world.kernel.now() < scenario.heal_at_ms * MS {
+fn drive(world: &Shared, scenario: &Scenario, timeline: &mut Timeline) -> Result<(), String> {
+    let watched = scenario.opening == Opening::WhenReady;
+    while world.kernel.now() < world.opened_at.get() + scenario.heal_at_ms * MS {
+        if watched {
+            timeline.look(world);
+        }
         step(world)?;
     }
-    come_to_rest(world, scenario.settle_ms_max)?;
+    if watched {
+        timeline.look(world);
+    }
+    let Some(settle_ms_max) = scenario.settle_ms_max else { return Ok(()) };
+    come_to_rest(world, settle_ms_max)?;
     let stale = stale_files(world);
     if stale.is_empty() {
         return Ok(());
@@ -151,11 +200,11 @@ fn drive(world: &Shared, scenario: &Scenario) -> Result<(), String> {
         anew.await;
         told.set(true);
     });
-    let end = world.kernel.now() + scenario.settle_ms_max * MS;
+    let end = world.kernel.now() + settle_ms_max * MS;
     while !done.get() && world.kernel.now() < end {
         step(world)?;
     }
-    come_to_rest(world, scenario.settle_ms_max)?;
+    come_to_rest(world, settle_ms_max)?;
     match stale_files(world).first() {
         Some((_, path)) => {
             Err(format!("liveness: nobody needs the state file {path}, and it stays"))

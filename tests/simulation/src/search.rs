@@ -26,6 +26,7 @@ pub fn run_caught(scenario: &Scenario) -> Run {
             coverage: Coverage::default(),
             events: 0,
             virtual_ms: 0,
+            timeline: Default::default(),
         }
     })
 }

@@ -185,6 +185,12 @@ impl Storage {
         self.pump(host);
     }
 
+    /// A host that has booted mounts the storage: an NFS server hears of its new boot.
+    pub fn mount(&self, host: HostId, boot: BootId) {
+        self.speak(host);
+        self.submit(host, Box::new(move |server| server.greet(host, boot)), None);
+    }
+
     fn is_mute(&self, host: HostId) -> bool {
         let cut = self.state.borrow().cut.contains(&host);
         self.is_network() && (cut || self.kernel.is_frozen(host) || !self.kernel.is_up(host))

@@ -159,3 +159,20 @@ pub async fn within<T>(
         Either::Right(()) => None,
     }
 }
+
+/// Waits for all of them, which go on at the same time.
+pub async fn all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut waiting: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
+    std::future::poll_fn(|context| {
+        let mut ready = true;
+        for (future, value) in waiting.iter_mut().filter(|(_, value)| value.is_none()) {
+            match future.as_mut().poll(context) {
+                Poll::Ready(it) => *value = Some(it),
+                Poll::Pending => ready = false,
+            }
+        }
+        if ready { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    waiting.into_iter().filter_map(|(_, value)| value).collect()
+}

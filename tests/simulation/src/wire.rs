@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bellwether_agent_core::{Answer, Stamped, VmmSight};
 use bellwether_core::command::{Change, Registration};
 use bellwether_core::observe::VmReport;
-use bellwether_core::{Outcome, TaskKind};
+use bellwether_core::{Outcome, TaskKind, Vm};
 use bellwether_types::{Arbiter, BootId, Epoch, NodeId, StateFileRef, VmId};
 
 use crate::raft;
@@ -61,9 +61,19 @@ impl CallError {
 #[derive(Clone, Debug)]
 pub enum Request {
     Raft(raft::Message),
-    Api(Api),
+    Api(Box<Api>),
     Order(Box<Order>),
     Vmm(VmmCall),
+}
+
+impl Request {
+    /// The same as the network delivers it a second time.
+    pub fn repeated(&self) -> Self {
+        match self {
+            Self::Api(api) => Self::Api(Box::new(Api { operation: None, ..Api::clone(api) })),
+            other => other.clone(),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -78,6 +88,8 @@ pub enum Response {
 pub struct Api {
     /// A controller passed it on.
     pub forwarded: bool,
+    /// Which of the callers' operations it is, for the oracle; a repetition is nobody's.
+    pub operation: Option<u64>,
     pub call: ApiCall,
 }
 
@@ -105,6 +117,10 @@ pub enum ApiCall {
         vm: VmId,
         paused: bool,
     },
+    /// How a VM is.
+    Show {
+        vm: VmId,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -126,6 +142,11 @@ pub enum ApiReply {
     /// The outcome, and the place in the log that it came from.
     Done {
         outcome: Outcome,
+        index: u64,
+    },
+    /// The VM, and the last entry that the state had applied.
+    Shown {
+        vm: Option<Box<Vm>>,
         index: u64,
     },
 }
@@ -168,13 +189,28 @@ pub enum OrderReply {
 /// A call on a VMM's socket.
 #[derive(Clone, Debug)]
 pub enum VmmCall {
-    Create { arbiter: Arbiter },
-    Lock { epoch: Epoch, wait_ms: u64 },
-    Load { file: StateFileRef },
-    Start { epoch: Epoch, wait_ms: u64, consume: bool },
+    Create {
+        arbiter: Arbiter,
+    },
+    Lock {
+        epoch: Epoch,
+        wait_ms: u64,
+    },
+    Load {
+        file: StateFileRef,
+    },
+    Start {
+        epoch: Epoch,
+        wait_ms: u64,
+        consume: bool,
+    },
     Pause,
     Resume,
-    Save { generation: u64 },
+    /// Answered when the guest may be stopped; nothing depends on it.
+    PreCopy,
+    Save {
+        generation: u64,
+    },
     Shutdown,
     Stop,
     Status,

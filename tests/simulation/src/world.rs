@@ -10,7 +10,7 @@ use bellwether_lease::LeaseView;
 use bellwether_types::{Arbiter, BootId, Epoch, NodeId, VmId};
 
 use crate::coverage::Coverage;
-use crate::kernel::{Host, HostId, Kernel, MS, Nanos, ProcId};
+use crate::kernel::{Host, HostId, Kernel, Nanos, ProcId};
 use crate::net::Net;
 use crate::oracle::Oracle;
 use crate::raft::{Applied, Disk};
@@ -72,6 +72,12 @@ pub struct World {
     pub leased: RefCell<BTreeSet<VmId>>,
     /// When each request for a lease was sent, in true time.
     pub leases_sent: RefCell<BTreeMap<(BootId, u64), Nanos>>,
+    /// When the scenario's times begin.
+    pub opened_at: std::cell::Cell<Nanos>,
+    /// The cluster is made, and what is to run at the beginning runs.
+    pub founded: std::cell::Cell<bool>,
+    /// Who leads, as far as the log says.
+    pub leader: std::cell::Cell<Option<u64>>,
     seed: u64,
 }
 
@@ -102,6 +108,9 @@ impl World {
             ended: RefCell::default(),
             leased: RefCell::default(),
             leases_sent: RefCell::default(),
+            opened_at: std::cell::Cell::default(),
+            founded: std::cell::Cell::default(),
+            leader: std::cell::Cell::default(),
             seed,
             kernel,
         };
@@ -153,7 +162,7 @@ impl World {
     pub fn say(&self, source: impl Into<String>, text: impl Into<String>) {
         let (source, text) = (source.into(), text.into());
         self.kernel.note_text(&text);
-        let at_ms = self.kernel.now() / MS;
+        let at_ms = self.since_opening(self.kernel.now());
         self.log.borrow_mut().push(Line { at_ms, source, text });
     }
 

@@ -76,7 +76,7 @@ fn a_migration_seals_loads_and_leaves_no_file() {
 #[test]
 fn a_failure_is_told_and_made_smaller() {
     let mut scenario = Scenario::calm(Cluster::of(3, &["web"]));
-    scenario.settle_ms_max = 1_000;
+    scenario.settle_ms_max = Some(1_000);
     scenario.heal_at_ms = 20_000;
     scenario.events = vec![
         fault(8_000, Fault::Clock { node: 2, jump_ms: 5_000 }),

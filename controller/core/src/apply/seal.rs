@@ -1,6 +1,6 @@
 //! The transitions about sealed state: seal, load, claim back.
 
-use bellwether_types::StateFileRef;
+use bellwether_types::{FenceProof, StateFileRef};
 
 use super::steps::{Next, merge};
 use crate::saga;
@@ -29,6 +29,28 @@ impl State {
             Some((sealer, file)) => claim_back(vm, &sealer, file, "was sealed".into()),
             None => Next::Step(Step::Choose),
         }
+    }
+
+    /// The attempt holds the locks, and with the claim came the old runner's memory. From here on it
+    /// is a restore, by this attempt or by any other.
+    pub(super) fn handed_over(
+        &mut self,
+        at: u64,
+        task: &mut Task,
+        vm: &mut Vm,
+        attempt: Attempt,
+        file: StateFileRef,
+    ) -> Next {
+        let Place::Revoked(old) = &vm.place else { return Next::Ignore };
+        // Of another runner it says nothing, and a VM that is not to run needs no memory.
+        if file.epoch != old.epoch || vm.desired != Desired::Running {
+            return self.held(at, task, vm, attempt);
+        }
+        let proof = FenceProof::HandedOver { node: old.node };
+        task.say(at, format!("proof: {proof}; its memory is in {}", file.path.display()));
+        task.proof = Some(proof);
+        vm.place = Place::Sealed { file, sealer: None };
+        Next::Step(Step::Load(attempt))
     }
 
     pub(super) fn loaded(
@@ -89,6 +111,19 @@ pub(super) fn sealed(
         },
         _ => Next::Ignore,
     }
+}
+
+pub(super) fn pre_copied(
+    at: u64,
+    task: &mut Task,
+    to: Option<Attempt>,
+    measures: Measures,
+) -> Next {
+    if let Some(summary) = saga::pre_copy_summary(&measures) {
+        task.say(at, summary);
+    }
+    merge(task, measures);
+    Next::Step(Step::Seal(to))
 }
 
 /// Commits that the source may run its sealed VM again, under a higher epoch.

@@ -3,7 +3,7 @@
 use bellwether_types::{FenceProof, NodeId, RestartPolicy, StateFileRef, TaskId};
 
 use super::rules::may_restart;
-use super::seal::{ClaimedBack, claimed_back, saved, sealed};
+use super::seal::{ClaimedBack, claimed_back, pre_copied, saved, sealed};
 use super::{About, Applied};
 use crate::command::Outcome;
 use crate::reconcile::BY_CLUSTER;
@@ -111,7 +111,13 @@ impl State {
             (Step::Choose, event) => self.choose(at, task, vm, event),
             (Step::Prepare(attempt), event) => self.prepared(at, task, vm, attempt, event),
             (Step::TakeOver(attempt), event) => self.taken_over(at, task, vm, attempt, event),
-            (Step::Seal(attempt), event) => sealed(at, task, vm, attempt, event),
+            (Step::PreCopy(attempt), StepEvent::PreCopied { measures }) => {
+                pre_copied(at, task, attempt, measures)
+            }
+            // A log of before this step goes from Prepared to what came of the seal.
+            (Step::Seal(attempt) | Step::PreCopy(attempt), event) => {
+                sealed(at, task, vm, attempt, event)
+            }
             (Step::Load(attempt), event) => self.loaded(at, task, vm, attempt, event),
             (Step::Activate { attempt, from, file }, event) => {
                 self.activated(at, task, vm, Activation { attempt, from, file }, event)
@@ -187,7 +193,7 @@ impl State {
     ) -> Next {
         match event {
             StepEvent::Prepared => match &vm.place {
-                Place::Runner(_) => Next::Step(Step::Seal(Some(attempt))),
+                Place::Runner(_) => Next::Step(saga::stop_for(vm, Some(attempt))),
                 Place::Sealed { .. } => Next::Step(Step::Load(attempt)),
                 Place::Revoked(_) if task.proof.is_none() => Next::Step(Step::TakeOver(attempt)),
                 Place::Revoked(_) | Place::Stopped => self.assign(task, vm, attempt),
@@ -220,24 +226,28 @@ impl State {
         event: StepEvent,
     ) -> Next {
         match event {
-            StepEvent::Held => {
-                let proof = FenceProof::Storage { holder: attempt.node, epoch: attempt.epoch };
-                task.say(at, format!("proof: {proof}"));
-                task.proof = Some(proof);
-                if comes_back(at, vm) {
-                    return self.assign(task, vm, attempt);
-                }
-                vm.place = Place::Stopped;
-                vm.desired = Desired::Stopped;
-                let error = "the VM is not to come back".into();
-                Next::Step(Step::Abandon { attempt, error, then: Then::Done })
-            }
+            StepEvent::Held => self.held(at, task, vm, attempt),
+            StepEvent::HeldWithState { file } => self.handed_over(at, task, vm, attempt, file),
             StepEvent::Busy { holder } => {
                 let error = format!("the old runner still holds the VM's locks ({holder})");
                 Next::Step(Step::Abandon { attempt, error, then: Then::Retry })
             }
             event => self.attempt_failed(at, task, vm, attempt, event),
         }
+    }
+
+    /// The attempt holds the locks, and the old runner left nothing but its disks.
+    pub(super) fn held(&mut self, at: u64, task: &mut Task, vm: &mut Vm, attempt: Attempt) -> Next {
+        let proof = FenceProof::Storage { holder: attempt.node, epoch: attempt.epoch };
+        task.say(at, format!("proof: {proof}"));
+        task.proof = Some(proof);
+        if comes_back(at, vm) {
+            return self.assign(task, vm, attempt);
+        }
+        vm.place = Place::Stopped;
+        vm.desired = Desired::Stopped;
+        let error = "the VM is not to come back".into();
+        Next::Step(Step::Abandon { attempt, error, then: Then::Done })
     }
 
     fn activated(

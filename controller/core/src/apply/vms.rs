@@ -135,7 +135,11 @@ impl State {
         };
         let name = vm.spec.name.clone();
         let ends_it = matches!(request.kind, TaskKind::Stop | TaskKind::Delete);
-        let Some(task) = self.tasks.get_mut(&id).filter(|task| ends_it && task.is_waiting()) else {
+        // A stop of a VM whose runner is lost needs no pause of the failover: whatever that has under
+        // way only leads to the proof.
+        let lost = matches!(vm.place, Place::Revoked(_)) && request.kind == TaskKind::Stop;
+        let gives_way = |task: &&mut Task| ends_it && (task.is_waiting() || lost);
+        let Some(task) = self.tasks.get_mut(&id).filter(gives_way) else {
             return Err(busy(&name, id, self.tasks.get(&id)));
         };
         // A delete of a VM that runs would be refused afterwards, so it calls nothing off.
@@ -259,7 +263,7 @@ fn first_step(state: &State, vm: &Vm, request: &TaskRequest) -> Result<Step, Ref
         (TaskKind::Shutdown, Place::Runner(_)) => Ok(Step::AskGuest),
         (TaskKind::Migrate, Place::Runner(runner)) => migration(state, vm, runner, request),
         (TaskKind::Save, Place::Runner(_)) if vm.paused => because(paused(name, "saved")),
-        (TaskKind::Save, Place::Runner(_)) => Ok(Step::Seal(None)),
+        (TaskKind::Save, Place::Runner(_)) => Ok(crate::saga::stop_for(vm, None)),
         (TaskKind::Save, Place::Sealed { .. }) => Err(Refusal::Nothing),
         (TaskKind::Failover, Place::Runner(_) | Place::Revoked(_)) => Ok(Step::Choose),
         (TaskKind::Delete, Place::Stopped | Place::Sealed { .. }) => Ok(Step::Choose),

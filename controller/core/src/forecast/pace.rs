@@ -46,8 +46,11 @@ impl Pace {
         let guess = Self::default();
         let parts = |names: &'static [&'static str]| median(state, move |task| sum(task, names));
         let speed = median(state, |task| {
-            let mib = task.measures.get("memory_bytes")? >> 20;
-            Some((mib * 1_000 / sum(task, &["save_us"])?.max(1)).max(1))
+            let speed = |bytes: &str, us: &str| {
+                let mib = task.measures.get(bytes)? >> 20;
+                Some((mib * 1_000 / task.measures.get(us)?.max(&1)).max(1))
+            };
+            speed("precopy_bytes", "precopy_us").or_else(|| speed("memory_bytes", "save_us"))
         });
         Self {
             seal_ms: parts(&["stop_us", "seal_us"]).map_or(guess.seal_ms, ms),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bellwether_types::{FenceProof, NodeId, StateFileRef, TaskId, VmId, VmState};
+use bellwether_types::{FenceProof, NodeId, PreCopy, StateFileRef, TaskId, VmId, VmState};
 
 use super::{Move, Pace, Scenario};
 use crate::apply::is_due;
@@ -238,10 +238,19 @@ impl<'a> Run<'a> {
             Action::TakeOver(attempt) => (attempt.node, pace.take_over_ms, StepEvent::Held),
             Action::Seal { source, .. } => {
                 let bytes = vm.spec.memory_mib << 20;
-                let takes = pace.seal_ms + vm.spec.memory_mib / pace.seal_mib_per_ms.max(1);
+                // After a pre-copy only what has changed last is left to write.
+                let left_mib = match vm.rules.pre_copy {
+                    PreCopy::Never => vm.spec.memory_mib,
+                    PreCopy::Finish | PreCopy::GiveUp => 0,
+                };
+                let takes = pace.seal_ms + left_mib / pace.seal_mib_per_ms.max(1);
                 let path = format!("{}.{}", vm.id, source.epoch).into();
                 let file = StateFileRef { path, hash: [0; 32], epoch: source.epoch, bytes };
                 (source.node, takes, StepEvent::Sealed { file, measures })
+            }
+            Action::PreCopy { source, .. } => {
+                let takes = vm.spec.memory_mib / pace.seal_mib_per_ms.max(1);
+                (source.node, takes, StepEvent::PreCopied { measures })
             }
             Action::Load { attempt, .. } => {
                 (attempt.node, pace.load_ms, StepEvent::Loaded { measures })

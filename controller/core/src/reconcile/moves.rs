@@ -18,7 +18,12 @@ use crate::task::TaskKind;
 pub(super) fn moves(state: &State, timing: &Timing, now: u64) -> Vec<Change> {
     let draining = state.nodes.values().filter(|node| node.cordoned && node.is_online());
     let mut leaving: Vec<&Vm> = draining.flat_map(|node| state.vms_of(node.id)).collect();
-    let mut returning: Vec<&Vm> = state.vms.values().filter(|vm| is_away(vm, now)).collect();
+    let mut returning: Vec<&Vm> = state
+        .index
+        .away()
+        .filter_map(|id| state.vms.get(&id))
+        .filter(|vm| is_away(vm, now))
+        .collect();
     leaving.retain(|vm| may_move(state, vm, now));
     returning.retain(|vm| may_move(state, vm, now));
     if leaving.is_empty() && returning.is_empty() {
@@ -36,12 +41,9 @@ fn may_move(state: &State, vm: &Vm, now: u64) -> bool {
     runs && vm.task.is_none() && !vm.paused && is_due(vm.retry_at, now)
 }
 
-/// Whether the cluster has put a VM onto a node that it does not like best, and it may go back. One
-/// that a person put there stays.
+/// Whether a VM may go back now to a node that it likes better.
 fn is_away(vm: &Vm, now: u64) -> bool {
-    let by_cluster = || vm.placed.as_ref().is_some_and(|placed| placed.by == super::BY_CLUSTER);
-    let Some(runner) = vm.place.runner() else { return false };
-    vm.rules.failback.allows(now) && vm.rules.preference(runner.node) > 0 && by_cluster()
+    vm.is_away() && vm.rules.failback.allows(now)
 }
 
 struct Round<'a> {

@@ -8,12 +8,12 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use bellwether_types::{
-    Arbiter, BootId, ClusterSettings, Epoch, FenceProof, NodeId, TaskId, VmId, VmRules, VmSpec,
+    Arbiter, BootId, ClusterSettings, Epoch, FenceProof, NodeId, TaskId, VmId, VmSpec,
 };
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::{Desired, Index, Liveness, Node, Place, Placed, STATE_FORMAT, State, Vm};
+use super::{Desired, Index, Liveness, Node, Place, STATE_FORMAT, State, Vm};
 use crate::task::Task;
 
 /// The names of the fields, in the order in which they are written.
@@ -50,7 +50,6 @@ impl<'de> Visitor<'de> for StateVisitor {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<State, A::Error> {
         match next::<u32, A>(&mut seq)? {
             1 => read::<NodeV1, VmV1, A>(&mut seq, |_| Ok(ClusterSettings::default())),
-            2 => read::<NodeV2, VmV2, A>(&mut seq, next),
             STATE_FORMAT => read::<Node, Vm, A>(&mut seq, next),
             format => Err(A::Error::custom(format!(
                 "the state has format {format}; this release reads 1 to {STATE_FORMAT}"
@@ -209,37 +208,5 @@ impl From<VmV1> for Vm {
             placed: None,
             arbiter: Arbiter::Storage,
         }
-    }
-}
-
-/// A node as format 2 has it.
-#[derive(Deserialize)]
-struct NodeV2 {
-    old: NodeV1,
-    losses: Vec<u64>,
-    quarantined_until: Option<u64>,
-}
-
-impl From<NodeV2> for Node {
-    fn from(old: NodeV2) -> Self {
-        let NodeV2 { old, losses, quarantined_until } = old;
-        Self { losses, quarantined_until, ..old.into() }
-    }
-}
-
-/// A VM as format 2 has it.
-#[derive(Deserialize)]
-struct VmV2 {
-    old: VmV1,
-    rules: VmRules,
-    restarts: Vec<u64>,
-    halted: Option<String>,
-    placed: Option<Placed>,
-}
-
-impl From<VmV2> for Vm {
-    fn from(old: VmV2) -> Self {
-        let VmV2 { old, rules, restarts, halted, placed } = old;
-        Self { rules, restarts, halted, placed, ..old.into() }
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use bellwether_types::{NodeId, Strength, TaskId, VmId};
+use bellwether_types::{BootId, NodeId, Strength, TaskId, VmId};
 
 use super::{Place, State, Vm};
 use crate::task::Task;
@@ -45,6 +45,12 @@ pub(crate) struct Index {
     after: BTreeSet<(VmId, VmId)>,
     active: BTreeSet<TaskId>,
     ended: BTreeSet<TaskId>,
+    /// How many VMs each boot of a node runs.
+    runners: BTreeMap<(NodeId, BootId), u32>,
+    /// VMs without a task that need one, or will after a pause.
+    unsettled: BTreeSet<VmId>,
+    /// VMs that are to go back to a node that they like better.
+    away: BTreeSet<VmId>,
 }
 
 /// The nodes on which a VM takes room: where it runs or may still run, and where it is going.
@@ -82,6 +88,13 @@ impl Index {
         }
         if let Some(runner) = vm.place.runner() {
             self.runs.insert((runner.node, vm.id));
+            *self.runners.entry((runner.node, runner.boot_id)).or_default() += 1;
+        }
+        if vm.task.is_none() && vm.is_unsettled() {
+            self.unsettled.insert(vm.id);
+        }
+        if vm.is_away() {
+            self.away.insert(vm.id);
         }
         let task = vm.task.and_then(|id| state.tasks.get(&id));
         if let Some(node) = held_by(vm) {
@@ -120,7 +133,10 @@ impl Index {
         }
         if let Some(runner) = vm.place.runner() {
             self.runs.remove(&(runner.node, vm.id));
+            self.end_runner((runner.node, runner.boot_id));
         }
+        self.unsettled.remove(&vm.id);
+        self.away.remove(&vm.id);
         let task = vm.task.and_then(|id| state.tasks.get(&id));
         if let Some(node) = held_by(vm) {
             self.lighten(node, |load| load.keep_it_busy -= 1);
@@ -133,6 +149,15 @@ impl Index {
             });
             for (group, strength) in &vm.rules.anti_affinity {
                 self.leave(group, node, *strength);
+            }
+        }
+    }
+
+    fn end_runner(&mut self, of: (NodeId, BootId)) {
+        if let Some(count) = self.runners.get_mut(&of) {
+            *count -= 1;
+            if *count == 0 {
+                self.runners.remove(&of);
             }
         }
     }
@@ -208,6 +233,21 @@ impl Index {
     pub fn dependents(&self, vm: VmId) -> impl Iterator<Item = VmId> {
         let first = (vm, VmId::MIN);
         self.after.range(first..).take_while(move |(of, _)| *of == vm).map(|(_, waits)| *waits)
+    }
+
+    /// The boots of nodes under which VMs run.
+    pub fn runners(&self) -> impl Iterator<Item = (NodeId, BootId)> {
+        self.runners.keys().copied()
+    }
+
+    /// VMs without a task that need one, or will after a pause.
+    pub fn unsettled(&self) -> impl Iterator<Item = VmId> {
+        self.unsettled.iter().copied()
+    }
+
+    /// VMs that are to go back to a node that they like better.
+    pub fn away(&self) -> impl Iterator<Item = VmId> {
+        self.away.iter().copied()
     }
 
     pub fn active_tasks(&self) -> impl Iterator<Item = TaskId> {

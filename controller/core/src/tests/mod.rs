@@ -5,6 +5,7 @@ mod forecast;
 mod formats;
 pub mod model;
 mod packing;
+mod pre_copy;
 mod random;
 mod rules;
 mod scenarios;

@@ -15,7 +15,7 @@ use crate::command::{Change, Command, Registration};
 use crate::leading::Patience;
 use crate::observe::{NodeReport, VmReport};
 use crate::saga::{Action, next_action, timed_out};
-use crate::state::Member;
+use crate::state::{Member, Runner};
 use crate::task::{Measures, Retry, TaskRequest};
 use crate::{Attempt, Observed, Outcome, Place, State, StepEvent, TaskKind, Timing, reconcile};
 
@@ -77,6 +77,8 @@ pub struct Model {
     /// Who holds the locks of each VM, and the epoch in its claim.
     locks: BTreeMap<VmId, (NodeId, Epoch)>,
     claims: BTreeMap<VmId, Epoch>,
+    /// Whose sealed state the claim says was handed over.
+    handovers: BTreeMap<VmId, Epoch>,
     /// State files by VM and sealing epoch, with their memory; and those from which a guest ran.
     files: BTreeMap<(VmId, Epoch), u64>,
     resumed: BTreeSet<(VmId, Epoch)>,
@@ -104,6 +106,7 @@ impl Model {
             hosts: BTreeMap::new(),
             locks: BTreeMap::new(),
             claims: BTreeMap::new(),
+            handovers: BTreeMap::new(),
             files: BTreeMap::new(),
             resumed: BTreeSet::new(),
             ran: BTreeMap::new(),
@@ -227,7 +230,8 @@ impl Model {
             memory_total_bytes: 0,
         });
         let (boot_id, vms) = (host.boot, vms.collect());
-        self.observed.take(node, NodeReport { boot_id, heard_at: self.now, nonce: self.now, vms });
+        let report = NodeReport { boot_id, heard_at: self.now, nonce: self.now, vms };
+        self.observed.take(node, report, &self.state);
     }
 
     /// One round of the leader's planner.
@@ -289,7 +293,9 @@ impl Model {
             | Action::Activate { attempt, .. }
             | Action::Load { attempt, .. } => (attempt.node, false),
             Action::ClaimBack { source, .. } => (source.node, false),
-            Action::Seal { source, .. } | Action::AskGuest(source) => (source.node, false),
+            Action::Seal { source, .. }
+            | Action::PreCopy { source, .. }
+            | Action::AskGuest(source) => (source.node, false),
             Action::Purge(node) => (*node, false),
             Action::Wait { .. } | Action::Advance(_) => return None,
         };
@@ -335,9 +341,13 @@ impl Model {
         match action {
             Action::Prepare(attempt) => self.prepare(vm, attempt),
             Action::TakeOver(attempt) => match self.lock(vm, attempt) {
-                true => Ok(StepEvent::Held),
+                true => Ok(match self.handovers.get(&vm) {
+                    Some(epoch) => StepEvent::HeldWithState { file: file_of(*epoch) },
+                    None => StepEvent::Held,
+                }),
                 false => Err(Miss::Busy),
             },
+            Action::PreCopy { source, load_at } => self.pre_copy(vm, &source, load_at),
             Action::Seal { source, .. } => self.seal(vm, source.node, source.epoch),
             Action::Load { attempt, file } => self.load(vm, attempt, &file),
             Action::Activate { attempt, release, .. } => {
@@ -372,6 +382,27 @@ impl Model {
         Ok(StepEvent::Prepared)
     }
 
+    /// The guest runs on, and a destination that is gone is noticed.
+    fn pre_copy(
+        &mut self,
+        vm: VmId,
+        source: &Runner,
+        load_at: Option<Attempt>,
+    ) -> Result<StepEvent, Miss> {
+        let phase = |this: &Self, node: NodeId, epoch: Epoch| {
+            this.hosts[&node].vmms.get(&(vm, epoch)).map(|vmm| vmm.phase)
+        };
+        let runs = phase(self, source.node, source.epoch) == Some(Phase::Running);
+        let prepared = load_at.is_none_or(|attempt| {
+            self.reachable(attempt.node)
+                && phase(self, attempt.node, attempt.epoch) == Some(Phase::Prepared)
+        });
+        match runs && prepared {
+            true => Ok(StepEvent::PreCopied { measures: Measures::new() }),
+            false => Err(Miss::Refused),
+        }
+    }
+
     /// Takes claim and locks, as the storage allows.
     fn lock(&mut self, vm: VmId, attempt: Attempt) -> bool {
         let free = self.locks.get(&vm).is_none_or(|held| *held == (attempt.node, attempt.epoch));
@@ -393,7 +424,8 @@ impl Model {
     fn load(&mut self, vm: VmId, attempt: Attempt, file: &StateFileRef) -> Result<StepEvent, Miss> {
         let memory = self.files.get(&(vm, file.epoch)).copied();
         let vmm = self.host(attempt.node).vmms.get_mut(&(vm, attempt.epoch));
-        let vmm = vmm.filter(|vmm| matches!(vmm.phase, Phase::Prepared | Phase::Loaded));
+        let vmm =
+            vmm.filter(|vmm| matches!(vmm.phase, Phase::Prepared | Phase::Locked | Phase::Loaded));
         let (vmm, memory) = vmm.zip(memory).ok_or(Miss::Refused)?;
         (vmm.phase, vmm.from, vmm.memory) = (Phase::Loaded, Some(file.epoch), memory);
         Ok(StepEvent::Loaded { measures: Measures::new() })
@@ -413,6 +445,7 @@ impl Model {
         if !self.lock(vm, attempt) {
             return Err(Miss::Refused);
         }
+        self.handovers.remove(&vm);
         let boot = u64::try_from(self.uuid().as_u128()).unwrap();
         let vmm = self.host(attempt.node).vmms.get_mut(&key).unwrap();
         vmm.phase = Phase::Running;
@@ -449,8 +482,7 @@ impl Model {
         if vmm.phase != Phase::Sealed && !vmm.kept {
             return Err(Miss::Refused);
         }
-        let file = StateFileRef { path: "/s/f".into(), hash: [0; 32], epoch, bytes: 1 };
-        Ok(StepEvent::Sealed { file, measures: Measures::new() })
+        Ok(StepEvent::Sealed { file: file_of(epoch), measures: Measures::new() })
     }
 
     /// A seal that is under way succeeds, or fails and the guest goes on.
@@ -463,6 +495,13 @@ impl Model {
             self.files.insert((vm, epoch), memory);
         }
         self.check();
+    }
+
+    /// A node that is cut off seals a VM, records it in the claim, and lets its VMM end.
+    pub fn hand_over(&mut self, node: NodeId, vm: VmId, epoch: Epoch) {
+        assert!(self.seal(vm, node, epoch).is_ok());
+        self.handovers.insert(vm, epoch);
+        self.kill_vmm(node, vm, epoch);
     }
 
     /// A seal order that was held up arrives after all, whatever has become of its task.
@@ -592,4 +631,8 @@ impl Model {
     pub fn place(&self, vm: VmId) -> &Place {
         &self.state.vms[&vm].place
     }
+}
+
+fn file_of(epoch: Epoch) -> StateFileRef {
+    StateFileRef { path: "/s/f".into(), hash: [0; 32], epoch, bytes: 1 }
 }

@@ -321,7 +321,7 @@ fn a_report_that_was_held_up_is_not_news() {
     let (mut model, _, node) = running();
     let now = model.observed.nodes[&node].clone();
     let stale = crate::observe::NodeReport { nonce: now.nonce - 1, vms: vec![], ..now.clone() };
-    model.observed.take(node, stale);
+    assert!(!model.observed.take(node, stale, &model.state));
     assert_eq!(model.observed.nodes[&node], now);
 }
 

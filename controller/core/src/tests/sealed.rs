@@ -6,6 +6,7 @@ use bellwether_types::{FenceProof, NodeId, VmId};
 use super::model::{Fate, Model, Phase};
 use super::scenarios::{running, until};
 use crate::command::Change;
+use crate::task::TaskRequest;
 use crate::{Place, StepEvent, TaskKind};
 
 /// Rounds of the model (250 ms) in which patience ends, with some to spare.
@@ -241,4 +242,55 @@ fn a_seal_and_a_shutdown_that_have_no_answer_end() {
         assert_eq!(model.memory(vm), memory, "{kind:?}: it never stopped");
         assert_eq!(model.state.vms[&vm].task, None, "{kind:?}");
     }
+}
+
+/// A VM whose node was cut off and is revoked.
+fn revoked_alive() -> (Model, VmId, NodeId, u64) {
+    let (mut model, vm, node) = running();
+    let memory = model.memory(vm).unwrap();
+    cut(&mut model, node, true);
+    model.settle(12);
+    assert!(matches!(model.place(vm), Place::Revoked(old) if old.node == node));
+    (model, vm, node, memory)
+}
+
+#[test]
+fn what_a_node_hands_over_goes_on_elsewhere_with_its_memory() {
+    let (mut model, vm, node, memory) = revoked_alive();
+    let epoch = revoked(&model, vm);
+    model.hand_over(node, vm, epoch);
+    model.settle(200);
+    let runner = model.place(vm).runner().unwrap();
+    assert_ne!(runner.node, node);
+    assert_eq!(model.memory(vm), Some(memory));
+    assert_eq!(model.state.vms[&vm].last_proof, Some(FenceProof::HandedOver { node }));
+    cut(&mut model, node, false);
+    model.settle(40);
+    assert_eq!(model.memory(vm), Some(memory), "what comes back takes nothing");
+}
+
+#[test]
+fn a_handover_that_is_heard_of_is_not_waited_for() {
+    let (mut model, vm, node, memory) = revoked_alive();
+    let epoch = revoked(&model, vm);
+    model.hand_over(node, vm, epoch);
+    cut(&mut model, node, false);
+    model.settle(200);
+    assert_eq!(model.memory(vm), Some(memory), "{:?}", model.place(vm));
+}
+
+#[test]
+fn a_vm_that_is_to_be_stopped_leaves_what_was_handed_over() {
+    let (mut model, vm, node, _) = revoked_alive();
+    let epoch = revoked(&model, vm);
+    model.apply(Change::BeginTask(TaskRequest {
+        vm,
+        kind: TaskKind::Stop,
+        node: None,
+        by: "admin".into(),
+    }));
+    model.hand_over(node, vm, epoch);
+    model.settle(200);
+    assert_eq!(*model.place(vm), Place::Stopped);
+    assert!(model.running(vm).is_empty());
 }

@@ -18,7 +18,7 @@ mod recent;
 mod snapshot;
 mod tables;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod writer;
 
 use std::fs::{self, DirBuilder, File};
@@ -127,7 +127,7 @@ impl Store {
 
     /// Opens a database on any storage: tests bring one that fails.
     #[cfg(test)]
-    fn open_backend(
+    pub(crate) fn open_backend(
         backend: impl redb::StorageBackend,
         options: StoreOptions,
     ) -> Result<Self, StoreError> {
@@ -179,6 +179,16 @@ impl Store {
     /// Writes what still waits and closes the database; every later use is an error.
     pub async fn close(&self) -> Result<(), StoreError> {
         self.ask(Job::Stop).await
+    }
+
+    /// Blocks until everything that was asked of the writer before is done.
+    #[cfg(test)]
+    pub(crate) fn settle(&self) {
+        let (done, answer) = oneshot::channel();
+        // A writer that has ended has nothing left to do.
+        if self.jobs.blocking_send(Job::Settle(done)).is_ok() {
+            let _ = answer.blocking_recv();
+        }
     }
 
     /// Sends a job and waits until it is on disk.

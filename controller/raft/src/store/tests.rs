@@ -1,7 +1,7 @@
 //! The database on its own: openraft's suite, restarts, crashes, failures, corruption.
 
-mod device;
-mod disk;
+pub(crate) mod device;
+pub(crate) mod disk;
 mod faults;
 
 use std::path::Path;

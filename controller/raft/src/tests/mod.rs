@@ -1,5 +1,6 @@
 //! Whole controllers: elections, replication, failures, restarts.
 
+mod chaos;
 mod cluster;
 mod crash;
 mod gate;

@@ -56,6 +56,8 @@ impl AdminApi {
             anti_affinity: changes.anti_affinity.map(rules::groups).transpose()?,
             start_after: changes.start_after.map(|names| self.vms_named(&names)).transpose()?,
             restart_limit: changes.restart_limit.map(rules::restart_limit),
+            pre_copy: rules::pre_copy(&changes.pre_copy)?,
+            downtime_ms: changes.downtime_ms,
         })
     }
 

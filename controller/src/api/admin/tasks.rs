@@ -1,6 +1,9 @@
 //! Tasks and events, as they are and as they go on.
 
+use std::collections::BTreeMap;
+
 use bellwether_core::Task;
+use bellwether_core::task::Measures;
 use bellwether_proto::v1;
 use bellwether_raft::StateView;
 use bellwether_types::TaskId;
@@ -26,20 +29,20 @@ impl AdminApi {
                 "there is no task {id}, or it ended long ago; see `bell task list --all`"
             ))
         })?;
-        Ok(view::task(&state, task))
+        Ok(with_progress(view::task(&state, task), &self.controller.watch_progress().borrow()))
     }
 
     /// The task now and after each change, until it has ended.
     pub(super) fn watch(&self, id: u64) -> Result<BoxStream<v1::Task>, Status> {
         let first = self.task(id)?;
         let rest = stream::unfold(
-            (first.clone(), self.controller.raft.watch_state()),
-            move |(last, mut states)| async move {
+            (first.clone(), self.controller.raft.watch_state(), self.controller.watch_progress()),
+            move |(last, mut states, mut progress)| async move {
                 if last.outcome != "running" {
                     return None;
                 }
-                let next = next_of(&mut states, id, &last).await?;
-                Some((Ok(next.clone()), (next, states)))
+                let next = next_of(&mut states, &mut progress, id, &last).await?;
+                Some((Ok(next.clone()), (next, states, progress)))
             },
         );
         Ok(Box::pin(stream::iter([Ok(first)]).chain(rest)))
@@ -72,17 +75,39 @@ impl AdminApi {
 }
 
 type States = watch::Receiver<StateView>;
+type Progress = watch::Receiver<BTreeMap<TaskId, Measures>>;
 /// The last event that was sent, where news come from, and what is still to be sent.
 type Cursor = (u64, States, std::vec::IntoIter<v1::Event>);
 
 /// The task when it no longer is what it was; none when it is forgotten.
-async fn next_of(states: &mut States, id: u64, last: &v1::Task) -> Option<v1::Task> {
-    let now = |view: &StateView| {
-        let task = view.state.tasks.get(&TaskId(id));
-        task.map(|task| view::task(&view.state, task))
-    };
-    let view = states.wait_for(|view| now(view).as_ref() != Some(last)).await.ok()?;
-    now(&view)
+async fn next_of(
+    states: &mut States,
+    progress: &mut Progress,
+    id: u64,
+    last: &v1::Task,
+) -> Option<v1::Task> {
+    loop {
+        let task = {
+            let state = &states.borrow_and_update().state;
+            let task = view::task(state, state.tasks.get(&TaskId(id))?);
+            with_progress(task, &progress.borrow_and_update())
+        };
+        if task != *last {
+            return Some(task);
+        }
+        tokio::select! {
+            changed = states.changed() => changed.ok()?,
+            changed = progress.changed() => changed.ok()?,
+        }
+    }
+}
+
+/// A task that is under way, with how far it is within its step.
+fn with_progress(mut task: v1::Task, all: &BTreeMap<TaskId, Measures>) -> v1::Task {
+    if let Some(progress) = all.get(&TaskId(task.id)).filter(|_| task.outcome == "running") {
+        task.measures.extend(progress.clone());
+    }
+    task
 }
 
 fn events_after(state: &bellwether_core::State, after: u64) -> Vec<v1::Event> {

@@ -11,6 +11,7 @@ use crate::wire::{Code, Details, Order, OrderReply, VmmCall, VmmReply, claim_pat
 const LOAD_MAX: Nanos = 60 * SECOND;
 const START_MAX: Nanos = 30 * SECOND;
 const SAVE_MAX: Nanos = 1_800 * SECOND;
+const PRE_COPY_MAX: Nanos = 60 * SECOND;
 const SHORT_MAX: Nanos = 10 * SECOND;
 const LOCK_MAX: Nanos = 10 * SECOND;
 const EXIT_MAX: Nanos = 2 * SECOND;
@@ -37,6 +38,9 @@ impl Owner {
             (Action::Lock, Details::TakeOver { wait_ms }) => self.lock(order, *wait_ms).await,
             (Action::Load, Details::LoadState { file }) => self.load(order, file).await,
             (Action::Start, Details::Activate { wait_ms }) => self.activate(order, *wait_ms).await,
+            (Action::PreCopy, _) => self.pre_copy(order).await,
+            // Nothing depends on what was loaded ahead, or on an abort: admission is all there is.
+            (Action::LoadAhead | Action::EndPreCopy, _) => Ok(self.answer(Answer::Done)),
             (Action::Save, _) => self.save(order).await,
             (Action::ClaimBack, Details::ClaimBack { file }) => self.claim_back(order, file).await,
             (Action::Pause, _) => self.simple(order, VmmCall::Pause).await,
@@ -63,7 +67,7 @@ impl Owner {
         self.connection()?;
         let call = VmmCall::Lock { epoch: order.stamped.epoch, wait_ms };
         match self.call(call, LOCK_MAX + wait_ms * MS, self.recall(order)).await {
-            Ok(_) => Ok(OrderReply::Answer(Answer::TakenOver)),
+            Ok(_) => Ok(OrderReply::Answer(Answer::TakenOver { handover: None })),
             Err(VmmError::Refused(status))
                 if matches!(status.code, Code::FailedPrecondition | Code::Aborted) =>
             {
@@ -146,6 +150,15 @@ impl Owner {
             }
             _ => Err(Failure::unknown(Code::Internal, "the VMM's answer to save has no file")),
         }
+    }
+
+    /// The product's owner hands out the connection and goes on; here it waits, for as long as no
+    /// release recalls it.
+    async fn pre_copy(&mut self, order: &Order) -> Result<OrderReply, Failure> {
+        self.ensure_storage().await?;
+        self.connection()?;
+        self.call(VmmCall::PreCopy, PRE_COPY_MAX, self.recall(order)).await?;
+        Ok(self.answer(Answer::Done))
     }
 
     /// An order that was carried out before is refused by the VMM and still answered as before.

@@ -82,9 +82,9 @@ impl Renewal {
         let controller = *self.rotation.current()?;
         let at_most = match self.lease_ms {
             0 => ANSWER_MAX,
-            lease_ms => (lease_ms / 3 * MS).clamp(ANSWER_MIN, ANSWER_MAX),
+            lease_ms => (lease_ms / 6 * MS).clamp(ANSWER_MIN, ANSWER_MAX),
         };
-        let request = Request::Api(Api { forwarded: false, call });
+        let request = Request::Api(Box::new(Api { forwarded: false, operation: None, call }));
         let net = self.agent.world.net.clone();
         let to = Address::Controller(controller);
         match net.call(self.agent.host(), to, request, at_most).await {
@@ -95,14 +95,15 @@ impl Renewal {
 
     async fn register(&mut self) -> Option<bool> {
         let agent = &self.agent;
+        let size = agent.world.cluster.size_of(agent.node.0);
         let registration = Registration {
             node: agent.node,
             name: format!("n{}", agent.node),
             boot_id: agent.boot,
             address: "127.0.0.1".into(),
             agent_port: 7410,
-            memory_mib: agent.world.cluster.node_memory_mib,
-            vcpus: 64,
+            memory_mib: size.memory_mib,
+            vcpus: size.vcpus,
             version: "0".into(),
             replaces: self.replaces,
         };

@@ -140,6 +140,7 @@ impl Executor {
 async fn give(orders: &Orders<'_>, action: Action) -> Result<StepEvent, Failure> {
     match action {
         Action::Prepare(attempt) => orders.prepare(attempt).await,
+        Action::PreCopy { source, load_at } => orders.pre_copy(&source, load_at).await,
         Action::TakeOver(attempt) => orders.take_over(attempt).await,
         Action::Load { attempt, file } => orders.load(attempt, &file).await,
         Action::Activate { attempt, release, file } => {

@@ -11,10 +11,13 @@ use bellwether_types::TaskId;
 use super::strays::Strays;
 use super::{This, executor};
 use crate::kernel::{MS, Nanos, TaskNo};
-use crate::sync::{Queue, first};
+use crate::raft::ProposeError;
+use crate::sync::{Queue, all, first};
 
 /// How often the leader looks although nothing has changed.
 const TICK: Nanos = 100 * MS;
+/// Rounds of planning in a row: what begins a task, what gives it a node, and what follows at once.
+const ROUNDS_MAX: usize = 3;
 
 /// One leadership. The term names it.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +33,7 @@ pub async fn run(this: This) {
         match this.raft.confirm().await {
             Some(term) => {
                 // What was heard in an earlier leadership is old news.
-                this.note(|observed| observed.nodes.clear());
+                this.note(|observed| observed.forget());
                 let mut leader = Leader::new(&this, term);
                 leader.lead().await;
                 leader.end();
@@ -98,19 +101,37 @@ impl Leader {
         reconcile::plan(&state, &observed, timing, since, self.this.now_ms())
     }
 
+    /// A task that has just begun gets its node from the next round, with all others that wait.
     async fn start_what_is_needed(&mut self) {
-        let now = self.this.now_ms();
-        self.attention.round(now);
-        for change in self.plan() {
-            // Committing takes time in which a silent node may have been heard.
-            let silent = matches!(change, Change::NodeUnknown { .. });
-            if silent && !self.plan().contains(&change) {
-                continue;
-            }
-            if self.this.propose(change).await.is_err() {
+        self.attention.round(self.this.now_ms());
+        for _ in 0..ROUNDS_MAX {
+            let changes = self.plan();
+            if changes.is_empty() || !self.commit_all(changes).await {
                 return;
             }
         }
+    }
+
+    /// Commits what a round has planned, all at a time; false when one of them was not committed.
+    async fn commit_all(&self, changes: Vec<Change>) -> bool {
+        let proposals = changes.into_iter().map(|change| self.commit(change));
+        all(proposals).await.into_iter().all(|result| result.is_ok())
+    }
+
+    async fn commit(&self, change: Change) -> Result<(), ProposeError> {
+        // Committing takes time in which a silent node may have been heard.
+        if self.is_overtaken(&change) {
+            return Ok(());
+        }
+        self.this.propose(change).await.map(drop)
+    }
+
+    fn is_overtaken(&self, change: &Change) -> bool {
+        let Change::NodeUnknown { node, .. } = change else { return false };
+        let observed = self.this.observed.borrow();
+        let (state, timing) = (self.this.state(), &self.this.world.timing);
+        let (since, now) = (self.attention.since(), self.this.now_ms());
+        !reconcile::is_silent(&state, &observed, timing, since, now, *node)
     }
 
     /// Gives every task an executor.

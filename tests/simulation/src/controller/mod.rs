@@ -14,6 +14,7 @@ use std::rc::Rc;
 
 use bellwether_core::command::Change;
 use bellwether_core::contact::{Contact, Next};
+use bellwether_core::observe::NodeReport;
 use bellwether_core::task::TaskRequest;
 use bellwether_core::{Command, Observed, Outcome, Place, State};
 use bellwether_types::{BootId, NodeId, VmId};
@@ -101,7 +102,7 @@ fn listen(controller: &This, inbox: &Queue<Message>) {
     let handler = move |request: Request, responder: Responder| match request {
         Request::Raft(message) => inbox.push(message),
         Request::Api(api) => {
-            let serving = serve(Rc::clone(&this), api, responder);
+            let serving = serve(Rc::clone(&this), *api, responder);
             this.world.kernel.spawn(this.process, serving);
         }
         _ => {}
@@ -122,11 +123,11 @@ async fn serve(this: This, api: Api, responder: Responder) {
     match within(&this.world.kernel, host, ELECTION_PATIENCE, known).await {
         None => responder.answer(Err(not_started("the controllers have no leader"))),
         Some(leader) if leader == this.id => {
-            let answer = this.answer(api.call).await;
+            let answer = this.answer(api.call, api.operation).await;
             responder.answer(answer.map(Response::Api));
         }
         Some(leader) if !api.forwarded => {
-            let request = Request::Api(Api { forwarded: true, ..api });
+            let request = Request::Api(Box::new(Api { forwarded: true, ..api }));
             let net = this.world.net.clone();
             let to = Address::Controller(leader);
             responder.relay(net.call(host, to, request, PASSED_ON_MAX).await);
@@ -160,9 +161,25 @@ impl Controller {
         self.reports.notify();
     }
 
+    /// Takes note of a report; who waits is woken when it says something new.
+    fn take_report(&self, node: NodeId, report: NodeReport) {
+        if self.observed.borrow_mut().take(node, report, &self.state()) {
+            self.reports.notify();
+        }
+    }
+
     async fn propose(&self, change: Change) -> Result<(Outcome, u64), ProposeError> {
+        self.propose_for(change, None).await
+    }
+
+    /// Commits a change on behalf of somebody's operation.
+    async fn propose_for(
+        &self,
+        change: Change,
+        operation: Option<u64>,
+    ) -> Result<(Outcome, u64), ProposeError> {
         let command = Command { at: self.now_ms(), change };
-        let proposed = self.raft.propose(command).await;
+        let proposed = self.raft.propose(command, operation).await;
         if proposed == Err(ProposeError::Unknown) {
             self.world.hit("raft", "unknown proposal");
         }
@@ -174,13 +191,21 @@ impl Controller {
     }
 
     async fn commit(&self, change: Change) -> Result<(Outcome, u64), Status> {
-        self.propose(change).await.map_err(|error| match error {
+        self.commit_for(change, None).await
+    }
+
+    async fn commit_for(
+        &self,
+        change: Change,
+        operation: Option<u64>,
+    ) -> Result<(Outcome, u64), Status> {
+        self.propose_for(change, operation).await.map_err(|error| match error {
             ProposeError::NotLeader => not_started("the leader has just changed"),
             ProposeError::Unknown => Status::new(Code::Unknown, "the outcome is unknown"),
         })
     }
 
-    async fn answer(&self, call: ApiCall) -> Result<ApiReply, Status> {
+    async fn answer(&self, call: ApiCall, operation: Option<u64>) -> Result<ApiReply, Status> {
         match call {
             ApiCall::Register { registration, vms } => {
                 match self.take(Contact::registration(registration, vms)).await? {
@@ -198,18 +223,27 @@ impl Controller {
                     };
                 Ok(ApiReply::Renewed { nonce, lease_ms, term, grants, register })
             }
-            ApiCall::Change(change) => self.done(change).await,
+            ApiCall::Change(change) => self.done(change, operation).await,
             ApiCall::Begin { vm, kind, node } => {
                 let by = "admin".to_owned();
-                self.done(Change::BeginTask(TaskRequest { vm, kind, node, by })).await
+                let change = Change::BeginTask(TaskRequest { vm, kind, node, by });
+                self.done(change, operation).await
             }
             ApiCall::SetPaused { vm, paused } => self.set_paused(vm, paused).await,
+            ApiCall::Show { vm } => self.show(vm).await,
         }
     }
 
-    async fn done(&self, change: Change) -> Result<ApiReply, Status> {
-        let (outcome, index) = self.commit(change).await?;
+    async fn done(&self, change: Change, operation: Option<u64>) -> Result<ApiReply, Status> {
+        let (outcome, index) = self.commit_for(change, operation).await?;
         Ok(ApiReply::Done { outcome, index })
+    }
+
+    /// A quorum says, after the question came in, that the state here is as new as anything told.
+    async fn show(&self, vm: VmId) -> Result<ApiReply, Status> {
+        self.raft.confirm().await.ok_or_else(|| not_started("no quorum"))?;
+        let vm = self.state().vms.get(&vm).cloned().map(Box::new);
+        Ok(ApiReply::Shown { vm, index: self.raft.applied() })
     }
 
     /// Takes a message of an agent in, as the core says, until there is an answer.
@@ -220,7 +254,7 @@ impl Controller {
                     let confirmed = self.raft.confirm().await;
                     contact.confirmed(confirmed.ok_or_else(|| not_started("no quorum"))?);
                 }
-                Next::Note { node, report } => self.note(|observed| observed.take(node, report)),
+                Next::Note { node, report } => self.take_report(node, report),
                 Next::Commit(change) => {
                     if let (Outcome::Rejected(error), _) = self.commit(change).await? {
                         return Err(Status::new(Code::FailedPrecondition, error.text));

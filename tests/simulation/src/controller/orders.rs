@@ -3,10 +3,10 @@
 use bellwether_agent_core::{Answer, Order as What, Stamped};
 use bellwether_core::answer::{self, Failure, Kind};
 use bellwether_core::observe::Seen;
-use bellwether_core::reconcile::{Stray, strays};
+use bellwether_core::reconcile::strays_of;
 use bellwether_core::state::Runner;
 use bellwether_core::task::{Measures, Retry};
-use bellwether_core::{Attempt, StepEvent, Task, Vm};
+use bellwether_core::{Attempt, StepEvent, Task, TaskKind, Vm};
 use bellwether_types::{Arbiter, Epoch, FenceProof, NodeId, StateFileRef};
 
 use super::Controller;
@@ -65,9 +65,10 @@ impl<'a> Orders<'a> {
 
     /// An agent holds one incarnation of a VM at a time: what an earlier fault left there goes first.
     async fn clear_the_way(&self, attempt: Attempt) -> Result<()> {
-        let left = strays(&self.controller.state(), &self.controller.observed.borrow());
-        let here = |stray: &Stray| stray.node == attempt.node && stray.vm == self.task.vm;
-        for stray in left.into_iter().filter(here) {
+        let state = self.controller.state();
+        let left =
+            strays_of(&state, &self.controller.observed.borrow(), attempt.node, self.task.vm);
+        for stray in left {
             self.release(Attempt { node: stray.node, epoch: stray.epoch }).await?;
         }
         Ok(())
@@ -80,6 +81,18 @@ impl<'a> Orders<'a> {
             OrderReply::NotHeld { holder } => StepEvent::Busy { holder },
             _ => StepEvent::Held,
         })
+    }
+
+    /// The rounds, of which the destination hears; an agent that has gone refuses.
+    pub async fn pre_copy(&self, source: &Runner, load_at: Option<Attempt>) -> Result<StepEvent> {
+        if let Some(Attempt { node, epoch }) = load_at {
+            let asked = self.ask(node, epoch, What::LoadAhead, Details::Plain, SHORT).await;
+            asked.map_err(|status| self.failure(status))?;
+        }
+        let (node, epoch) = (source.node, source.epoch);
+        let asked = self.ask(node, epoch, What::PreCopy, Details::Plain, SEAL).await;
+        asked.map_err(|status| self.failure(status))?;
+        Ok(StepEvent::PreCopied { measures: Measures::new() })
     }
 
     pub async fn seal(&self, source: &Runner) -> Result<StateFileRef> {
@@ -137,6 +150,11 @@ impl<'a> Orders<'a> {
 
     /// Whether the attempt's node answers or not, the task goes on: what is left there is a stray.
     pub async fn abandon(&self, attempt: Attempt) -> Result<StepEvent> {
+        if let (TaskKind::Migrate, Some(source)) = (self.task.kind, self.vm()?.place.runner()) {
+            let (node, epoch) = (source.node, source.epoch);
+            let asked = self.ask(node, epoch, What::EndPreCopy, Details::Plain, SHORT).await;
+            let _gives_up_by_itself = asked;
+        }
         Ok(self.release(attempt).await.unwrap_or_else(|_| {
             let error = "the attempt was left behind as a stray".into();
             StepEvent::Failed { error, retry: Retry::OtherNode }

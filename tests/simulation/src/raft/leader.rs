@@ -92,14 +92,18 @@ impl Raft {
     }
 
     /// Commits a command. If nobody says what became of it, it may still be committed.
-    pub async fn propose(&self, command: Command) -> Result<(Outcome, u64), ProposeError> {
+    pub async fn propose(
+        &self,
+        command: Command,
+        by: Option<u64>,
+    ) -> Result<(Outcome, u64), ProposeError> {
         let promise = {
             let mut core = self.core.borrow_mut();
             if core.role != Role::Leader {
                 return Err(ProposeError::NotLeader);
             }
             let term = core.image.term;
-            core.image.log.push(Entry { term, command: Some(Rc::new(command)) });
+            core.image.log.push(Entry { term, command: Some(Rc::new(command)), by });
             let promise = Promise::new(&self.kernel);
             let index = core.last().0;
             core.waiting.insert(index, (term, promise.clone()));

@@ -45,6 +45,8 @@ const SNAPSHOT_ENTRIES: usize = 96;
 pub struct Entry {
     pub term: u64,
     pub command: Option<Rc<Command>>,
+    /// Whose operation it is; the product has no such field, it is for the oracle.
+    pub by: Option<u64>,
 }
 
 /// A state that covers the log up to an index.
@@ -256,6 +258,11 @@ impl Raft {
         self.core.borrow().image.term
     }
 
+    /// The last entry that the state here has applied.
+    pub fn applied(&self) -> u64 {
+        self.core.borrow().applied
+    }
+
     pub fn is_leader(&self) -> bool {
         self.core.borrow().role == Role::Leader
     }
@@ -380,7 +387,7 @@ impl Raft {
         core.answered.clear();
         core.first_of_term = next;
         let term = core.image.term;
-        core.image.log.push(Entry { term, command: None });
+        core.image.log.push(Entry { term, command: None, by: None });
         drop(core);
         self.changed.notify();
         self.persist(|raft| raft.advance_commit());

@@ -5,7 +5,7 @@ use bellwether_types::Arbiter;
 
 use super::{GUEST_PACE, Hold, PAGE_POLL, PAGE_POLL_EXPIRED, Phase, This, Vmm};
 use crate::kernel::MS;
-use crate::storage::DiskRecord;
+use crate::storage::{DiskRecord, IoError};
 use crate::wire::disk_path;
 
 impl Vmm {
@@ -102,6 +102,8 @@ async fn write(this: &This) {
             this.state.borrow_mut().counter = record.number;
             this.world.oracle.borrow_mut().acknowledged(this.vm, record.number);
         }
+        // There was no room for the write, and nothing of it is anywhere: the guest tries again.
+        Err(IoError::Full) => {}
         // The kernel has forgotten what it could not write: no later flush is believed.
         Err(_) => this.state.borrow_mut().broken = true,
     }

@@ -142,6 +142,8 @@ fn listen(vmm: &This) {
                 VmmCall::Status => {
                     responder.answer(Ok(Response::Vmm(VmmReply::Status(this.sight()))))
                 }
+                // A thread of its own writes, while the guest runs and the driver serves.
+                VmmCall::PreCopy => responder.answer(this.pre_copy().await.map(Response::Vmm)),
                 VmmCall::Stop => {
                     this.stopping.set(true);
                     this.driver.push((VmmCall::Stop, responder));
@@ -179,7 +181,12 @@ fn io(error: IoError) -> Status {
         IoError::Full => Code::ResourceExhausted,
         IoError::Eio => Code::Internal,
     };
-    status(code, format!("{error:?}"))
+    let text = match error {
+        IoError::NotFound => "no such file on the storage",
+        IoError::Full => "no space left on the storage",
+        IoError::Eio => "an I/O error of the storage",
+    };
+    status(code, text)
 }
 
 impl Vmm {
@@ -222,7 +229,7 @@ impl Vmm {
             VmmCall::Resume => self.pause(false).await,
             VmmCall::Save { generation } => self.save(generation).await,
             VmmCall::Shutdown => self.shutdown(),
-            VmmCall::Stop | VmmCall::Status => Ok(VmmReply::Done),
+            VmmCall::PreCopy | VmmCall::Stop | VmmCall::Status => Ok(VmmReply::Done),
         }
     }
 
@@ -391,6 +398,15 @@ impl Vmm {
         self.gate.until(|| (!state.borrow().writing).then_some(())).await;
     }
 
+    /// Rounds that take their time and change nothing of who may run the VM: what they write counts
+    /// only with the seal.
+    async fn pre_copy(self: &Rc<Self>) -> Result<VmmReply, Status> {
+        self.require(&[Phase::Running])?;
+        self.takes(10 * MS, 2 * SECOND).await;
+        self.require(&[Phase::Running])?;
+        Ok(VmmReply::Done)
+    }
+
     async fn save(self: &Rc<Self>, generation: u64) -> Result<VmmReply, Status> {
         self.require(&[Phase::Running, Phase::Sealed])?;
         if let Some((file, sealed)) = self.state.borrow().sealed.clone() {
@@ -468,6 +484,7 @@ impl Vmm {
             memory_loaded_bytes: u64::from(state.memory_complete),
             memory_total_bytes: 1,
             sealed,
+            handover: None,
         }
     }
 }

@@ -3,6 +3,8 @@
 // A person reads what this prints.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod golden;
+
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -17,6 +19,9 @@ const HELP: &str = "\
 Years of failures on the real decision code, under one seed.
 
 Usage: cargo xtask sim [--seeds N] [--from N] [--seed N] [--minutes M] [--stop] [--json]
+       cargo xtask sim --golden [FILE ...] [--json]
+       cargo xtask sim --bless [FILE ...]
+       cargo xtask sim --openraft [--minutes M] [--seed N]
 
 A seed is a cluster of three or four nodes with its VMs, and a minute or two in which hosts lose
 power, freeze and are cut off, processes are killed and stopped, the storage fails, and
@@ -33,6 +38,10 @@ Options:
   --threads N  Seeds at a time (default: one for each processor); the result is the same
   --stop       Stop at the first seed that fails
   --json       Print one JSON object on standard output
+  --golden     Run the scenarios of tests/simulation/golden, or these files, and compare their logs
+  --bless      Run them and write their logs anew, where all that a file expects is met. Read what
+               git shows afterwards: each line is a decision that this change has changed
+  --openraft   Instead of all this: openraft itself on our store, in a network of its own
 
 Of the first seed that fails it prints what was broken, the line that replays it, the fewest events
 that it needs, and the decision log.";
@@ -41,6 +50,8 @@ struct Options {
     set: Set,
     seed: Option<u64>,
     json: bool,
+    /// Scenario files instead of seeds: which, and whether their logs are written anew.
+    golden: Option<(Vec<String>, bool)>,
 }
 
 fn main() -> ExitCode {
@@ -59,7 +70,7 @@ fn main() -> ExitCode {
 fn options() -> Result<Option<Options>> {
     let threads = std::thread::available_parallelism().map_or(1, |it| it.get() as u64);
     let set = Set { first: 1, count: 2_000, threads, seconds_max: None, stop: false };
-    let mut options = Options { set, seed: None, json: false };
+    let mut options = Options { set, seed: None, json: false, golden: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || -> Result<u64> {
@@ -77,17 +88,25 @@ fn options() -> Result<Option<Options>> {
             }
             "--stop" => options.set.stop = true,
             "--json" => options.json = true,
+            "--golden" => options.golden = Some((Vec::new(), false)),
+            "--bless" => options.golden = Some((Vec::new(), true)),
             "--help" | "-h" => {
                 println!("{HELP}");
                 return Ok(None);
             }
-            other => bail!("unknown option `{other}`\n\n{HELP}"),
+            other => match &mut options.golden {
+                Some((files, _)) if !other.starts_with('-') => files.push(other.to_owned()),
+                _ => bail!("unknown option `{other}`\n\n{HELP}"),
+            },
         }
     }
     Ok(Some(options))
 }
 
 fn execute(options: &Options) -> Result<bool> {
+    if let Some((files, bless)) = &options.golden {
+        return golden::run(files, *bless, options.json);
+    }
     match options.seed {
         Some(seed) => one(seed, options.json),
         None => many(options),
@@ -206,7 +225,7 @@ fn explain(seed: u64) {
     println!("\nseed {seed}, with the fewest events that still fail:");
     println!("  cluster: {:?}", small.cluster);
     small.events.iter().for_each(|timed| println!("  {timed}"));
-    println!("  {:>4}.{:03}  heal", small.heal_at_ms / 1_000, small.heal_at_ms % 1_000);
+    println!("  all faults end after {} ms", small.heal_at_ms);
     println!("\nwhat happened:");
     result.log.iter().for_each(|line| println!("  {line}"));
     if let Verdict::Broken { at_ms, what } = &result.verdict {
