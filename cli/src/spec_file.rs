@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bellwether_proto::v1;
-use bellwether_types::{DiskSpec, RestartPolicy, VmSpec};
+use bellwether_types::{DiskSpec, MacError, NicSpec, RestartPolicy, VmSpec};
 use serde::Deserialize;
 
 use crate::args::{CreateArgs, RuleArgs};
@@ -35,8 +35,10 @@ struct SpecFile {
     memory_mib: Option<u64>,
     vcpus: Option<u32>,
     kernel: Option<PathBuf>,
+    initrd: Option<PathBuf>,
     cmdline: Option<String>,
     disks: Vec<DiskEntry>,
+    nics: Vec<NicEntry>,
     possible_owners: Vec<NodeWord>,
     priority: Option<u32>,
     restart: Option<RestartPolicy>,
@@ -56,6 +58,15 @@ struct DiskEntry {
     format: String,
     #[serde(default)]
     read_only: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NicEntry {
+    bridge: String,
+    /// Empty, as `bell vm show -o json` prints it, means none.
+    #[serde(default)]
+    mac: String,
 }
 
 #[derive(Deserialize)]
@@ -86,8 +97,11 @@ pub fn draft(args: &CreateArgs) -> Result<Draft, Failure> {
         vcpus: args.vcpus.or(file.vcpus).unwrap_or(1),
         memory_mib,
         kernel: args.kernel.clone().or(file.kernel).ok_or_else(missing("kernel"))?,
+        // Empty is how `bell vm show -o json` prints none.
+        initrd: args.initrd.clone().or(file.initrd).filter(|path| !path.as_os_str().is_empty()),
         cmdline: args.cmdline.clone().or(file.cmdline).unwrap_or_default(),
         disks: disks(&args.disks, file.disks)?,
+        nics: nics(&args.nics, file.nics)?,
         possible_owners: std::collections::BTreeSet::new(),
         priority: args.priority.or(file.priority).unwrap_or(0),
         restart: args.restart.or(file.restart).unwrap_or_default(),
@@ -139,6 +153,23 @@ fn disks(given: &[DiskSpec], file: Vec<DiskEntry>) -> Result<Vec<DiskSpec>, Fail
         .map(|entry| {
             let format = parse::disk_format(&entry.format).map_err(Failure::usage)?;
             Ok(DiskSpec { path: entry.path, format, read_only: entry.read_only })
+        })
+        .collect()
+}
+
+fn nics(given: &[NicSpec], file: Vec<NicEntry>) -> Result<Vec<NicSpec>, Failure> {
+    if !given.is_empty() {
+        return Ok(given.to_vec());
+    }
+    file.into_iter()
+        .map(|NicEntry { bridge, mac }| {
+            let mac = match mac.as_str() {
+                "" => None,
+                text => Some(
+                    text.parse().map_err(|error: MacError| Failure::usage(error.to_string()))?,
+                ),
+            };
+            Ok(NicSpec { bridge, mac })
         })
         .collect()
 }
@@ -197,13 +228,19 @@ mod tests {
     fn options_make_a_specification() {
         let args = create(
             "bell vm create web --memory 256M --kernel /k --disk path=/d,format=raw,readonly \
-             --owner n1 --owner 2 --priority 5 --restart never --cmdline --tick=5 --apart web:hard",
+             --owner n1 --owner 2 --priority 5 --restart never --cmdline --tick=5 --apart web:hard \
+             --initrd /i --nic bridge=br0,mac=02:00:5e:10:00:01",
         );
         let draft = draft(&args).unwrap();
         assert_eq!((draft.spec.memory_mib, draft.spec.vcpus, draft.spec.priority), (256, 1, 5));
         assert!(draft.spec.disks[0].read_only);
         assert_eq!(draft.spec.restart, RestartPolicy::Never);
         assert_eq!(draft.spec.cmdline, "--tick=5");
+        assert_eq!(draft.spec.initrd, Some("/i".into()));
+        assert_eq!(
+            draft.spec.nics,
+            ["bridge=br0,mac=02:00:5e:10:00:01".parse::<NicSpec>().unwrap()]
+        );
         assert_eq!(draft.owners, ["n1", "2"]);
         assert_eq!(draft.rules.anti_affinity.unwrap().groups["web"], "hard");
     }
@@ -217,12 +254,13 @@ mod tests {
             "name = 'web'\nmemory = '1G'\nkernel = '/k'\npossible_owners = ['n1', 2]\n\
              restarts = '3/10m'\nanti_affinity = { web = 'soft' }\nstart_after = ['db']\n\
              preferred_owners = [2, 'n1']\nfailback = '22-6'\n\
-             [[disks]]\npath = '/d'\nformat = 'raw'\n",
+             [[disks]]\npath = '/d'\nformat = 'raw'\n[[nics]]\nbridge = 'br0'\n",
         )
         .unwrap();
         let same = r#"{"name":"web","memory_mib":1024,"kernel":"/k","possible_owners":["n1",2],
             "restarts":"3/10m","anti_affinity":{"web":"soft"},"start_after":["db"],
             "preferred_owners":[2,"n1"],"failback":"22-6",
+            "initrd":"","nics":[{"bridge":"br0","mac":""}],
             "disks":[{"path":"/d","format":"raw"}]}"#;
         std::fs::write(&json, same).unwrap();
         let from = |path: &Path, rest: &str| {

@@ -56,7 +56,7 @@ pub enum ConfigError {
     #[error("{path}: {source}")]
     Timing { path: PathBuf, source: TimingError },
     #[error("{path}: {source}")]
-    Watchdog { path: PathBuf, source: WatchdogTimingError },
+    Watchdog { path: PathBuf, source: Box<WatchdogTimingError> },
 }
 
 impl ControllerConfig {
@@ -81,7 +81,7 @@ impl ControllerConfig {
             return Err(ConfigError::Timing { path, source });
         }
         match config.watchdog.map(|watchdog| watchdog.validate(config.timing.lease_ms)) {
-            Some(Err(source)) => Err(ConfigError::Watchdog { path, source }),
+            Some(Err(source)) => Err(ConfigError::Watchdog { path, source: Box::new(source) }),
             Some(Ok(())) | None => Ok(config),
         }
     }

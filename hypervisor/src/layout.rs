@@ -1,7 +1,7 @@
 //! The guest's physical address space.
 //!
 //! ```text
-//! 0            RAM: start info, memory map, command line (below 64 KiB)
+//! 0            RAM: what a boot hands over (below 64 KiB)
 //! 0xa_0000     nothing (legacy video, option ROMs)
 //! 0xe_0000     RAM, reserved: ACPI tables
 //! 0x10_0000    RAM: the kernel and what it makes of the rest, at most up to 3 GiB
@@ -13,9 +13,15 @@
 /// The hole between low and high memory begins where `bellwether-memory` says.
 pub const HOLE_START: u64 = bellwether_memory::RAM_BELOW_4G_MAX;
 
-/// PVH's `hvm_start_info`, its memory map and the kernel's command line.
+/// What the 64-bit boot of Linux is handed beside its command line.
+pub const GDT: u64 = 0x5000;
+pub const BOOT_PARAMS: u64 = 0x9000;
+pub const PAGE_TABLES: u64 = 0xa000;
+/// PVH's `hvm_start_info`, its list of modules and its memory map.
 pub const START_INFO: u64 = 0x6000;
+pub const MODULES: u64 = 0x6800;
 pub const MEMORY_MAP: u64 = 0x7000;
+/// The kernel's command line, in both protocols.
 pub const CMDLINE: u64 = 0x8000;
 
 /// Conventional memory ends here; legacy devices would follow.
@@ -30,6 +36,11 @@ pub const HIGH_START: u64 = 0x10_0000;
 pub const PCI_WINDOW_START: u64 = HOLE_START;
 pub const PCI_WINDOW_END: u64 = 0xfe00_0000;
 pub const PCI_SLOT_BYTES: u64 = 0x1_0000;
+
+/// The PCI slots of the devices, fixed, so that one more of a kind moves none of the others.
+pub const SLOT_DISKS: usize = 1;
+pub const SLOT_RNG: usize = 17;
+pub const SLOT_NICS: usize = 18;
 
 /// Ports of the ACPI fixed hardware; the sleep port is where other VMMs have it as well.
 pub const PM1_EVENT_PORT: u16 = 0x600;

@@ -8,18 +8,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bellwether_memory::{GuestRam, RamError};
-use bellwether_types::VmSpec;
+use bellwether_types::{Mac, NicSpec, VmId, VmSpec};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::boot::{self, BootError};
+use crate::boot::{self, Boot, BootError, Entry};
 use crate::devices::Bus;
 use crate::devices::block::{Block, Caching, Disk, DiskError};
+use crate::devices::net::{Net, Tap, TapError};
 use crate::devices::pci::{ConfigPorts, PciBus, PciDevice};
 use crate::devices::power::{AcpiPm, I8042};
+use crate::devices::rng::Rng;
 use crate::devices::serial::{Console, OutputFile, Serial};
 use crate::devices::virtio::{Link, Msix, VirtioDevice, VirtioPci};
 use crate::gate::{Gate, Hold};
-use crate::kvm::{GuestBus, KvmError, Vm};
+use crate::kvm::{GuestBus, KvmError, LongMode, Vcpu, Vm};
 use crate::layout;
 use crate::vcpus::{EndSink, Vcpus};
 
@@ -34,6 +36,10 @@ pub enum MachineError {
     Disk(#[from] DiskError),
     #[error(transparent)]
     Boot(#[from] BootError),
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    #[error("a network card has no address")]
+    NoMac,
     #[error("open the serial output {path}: {source}")]
     SerialFile { path: PathBuf, source: io::Error },
     #[error("{what}: {source}")]
@@ -57,6 +63,24 @@ pub struct DiskUnit {
     pub transport: Arc<VirtioPci>,
 }
 
+/// Another device and its transport.
+pub struct Unit<D> {
+    pub device: Arc<D>,
+    pub transport: Arc<VirtioPci>,
+    slot: usize,
+}
+
+impl<D> Unit<D> {
+    /// The number of its transport's section in a state file; disks count from 0 in slot 1.
+    pub fn instance(&self) -> usize {
+        self.slot - layout::SLOT_DISKS
+    }
+
+    fn on_bus(&self) -> (usize, Arc<dyn PciDevice>) {
+        (self.slot, Arc::clone(&self.transport) as _)
+    }
+}
+
 /// A machine that can boot, be restored into, run, and be saved.
 pub struct Machine {
     pub spec: VmSpec,
@@ -68,6 +92,8 @@ pub struct Machine {
     pub acpi_pm: Arc<AcpiPm>,
     pub config_ports: Arc<ConfigPorts>,
     pub disks: Vec<DiskUnit>,
+    pub rng: Unit<Rng>,
+    pub nics: Vec<Unit<Net>>,
     /// The registers of a vCPU's saved state; asked once, it does not change.
     pub msrs: Vec<u32>,
 }
@@ -89,25 +115,48 @@ impl Machine {
         let vm = Arc::new(Vm::new(&ram)?);
         let serial = Arc::new(build_serial(&vm, serial)?);
         let acpi_pm = Arc::new(AcpiPm::new(Arc::clone(&vm.irq)));
-        let disks = (1..).zip(disks).map(|(slot, disk)| build_disk(&vm, &ram, &gate, disk, slot));
+        let host = Host { vm: &vm, ram: &ram, gate: &gate };
+        let disks = (layout::SLOT_DISKS..).zip(disks).map(|(slot, disk)| host.disk(disk, slot));
         let disks = disks.collect::<Result<Vec<_>, _>>()?;
-        let pci = PciBus::new(
-            disks.iter().map(|unit| Arc::clone(&unit.transport) as Arc<dyn PciDevice>).collect(),
-        );
-        let pci = Arc::new(pci);
+        let rng = host.rng()?;
+        let nics = (layout::SLOT_NICS..).zip(&spec.nics).map(|(slot, nic)| host.nic(nic, slot));
+        let nics = nics.collect::<Result<Vec<_>, _>>()?;
+        let pci = Arc::new(build_pci(&disks, &rng, &nics));
         let config_ports = Arc::new(ConfigPorts::new(Arc::clone(&pci)));
         let bus = build_bus(pci, &serial, &acpi_pm, &config_ports);
         let vcpus = build_vcpus(&vm, &spec, &gate, &bus, on_end)?;
         let msrs = vm.msrs_to_save()?;
-        Ok(Self { spec, vm, ram, gate, vcpus, serial, acpi_pm, config_ports, disks, msrs })
+        Ok(Self {
+            spec,
+            vm,
+            ram,
+            gate,
+            vcpus,
+            serial,
+            acpi_pm,
+            config_ports,
+            disks,
+            rng,
+            nics,
+            msrs,
+        })
     }
 
     /// Loads the kernel and sets the boot processor on its entry.
     pub fn prepare_boot(&self) -> Result<(), MachineError> {
-        let vcpus = self.spec.vcpus as u8;
-        let entry = boot::load(self.ram.memory(), &self.spec.kernel, &self.spec.cmdline, vcpus)?;
-        for vcpu in self.vcpus.stopped().take(1) {
-            vcpu.set_pvh_entry(entry.address, entry.start_info)?;
+        let spec = &self.spec;
+        let boot = Boot {
+            kernel: &spec.kernel,
+            initrd: spec.initrd.as_deref(),
+            cmdline: &spec.cmdline,
+            vcpus: spec.vcpus as u8,
+        };
+        let entry = boot::load(self.ram.memory(), &boot)?;
+        for (index, vcpu) in self.vcpus.stopped().enumerate() {
+            vcpu.set_memory_types()?;
+            if index == 0 {
+                set_entry(&vcpu, entry)?;
+            }
         }
         Ok(())
     }
@@ -123,10 +172,103 @@ impl Machine {
         for vcpu in self.vcpus.idle() {
             vcpu.note_paused();
         }
-        for unit in &self.disks {
-            unit.transport.kick();
+        for transport in self.transports() {
+            transport.kick();
+        }
+        for nic in &self.nics {
+            nic.device.connect();
         }
     }
+}
+
+/// The other processors wait for the boot processor to wake them.
+fn set_entry(vcpu: &Vcpu, entry: Entry) -> Result<(), KvmError> {
+    match entry {
+        Entry::Pvh { address, start_info } => vcpu.set_pvh_entry(address, start_info),
+        Entry::Linux { address, boot_params } => vcpu.set_long_mode_entry(&LongMode {
+            address,
+            argument: boot_params,
+            page_tables: layout::PAGE_TABLES,
+            gdt: layout::GDT,
+            gdt_limit: boot::GDT_LIMIT,
+        }),
+    }
+}
+
+impl Machine {
+    fn transports(&self) -> impl Iterator<Item = &VirtioPci> {
+        let disks = self.disks.iter().map(|unit| &unit.transport);
+        let nics = self.nics.iter().map(|unit| &unit.transport);
+        disks.chain([&self.rng.transport]).chain(nics).map(AsRef::as_ref)
+    }
+}
+
+fn build_pci(disks: &[DiskUnit], rng: &Unit<Rng>, nics: &[Unit<Net>]) -> PciBus {
+    let disks = disks.iter().map(|unit| Arc::clone(&unit.transport) as Arc<dyn PciDevice>);
+    let mut devices: Vec<_> = (layout::SLOT_DISKS..).zip(disks).collect();
+    devices.push(rng.on_bus());
+    devices.extend(nics.iter().map(Unit::on_bus));
+    PciBus::new(devices)
+}
+
+/// What every virtio device is built on.
+struct Host<'a> {
+    vm: &'a Arc<Vm>,
+    ram: &'a GuestRam,
+    gate: &'a Arc<Gate>,
+}
+
+impl Host<'_> {
+    fn link(&self, queues: usize) -> Result<Arc<Link>, KvmError> {
+        Ok(Link::new(Msix::new(Arc::clone(&self.vm.irq), queues + 1)?, queues))
+    }
+
+    fn transport(
+        &self,
+        device: Arc<dyn VirtioDevice>,
+        link: Arc<Link>,
+        slot: usize,
+    ) -> Result<Arc<VirtioPci>, KvmError> {
+        let memory = self.ram.memory().clone();
+        Ok(Arc::new(VirtioPci::new(device, link, Arc::clone(self.vm), memory, slot)?))
+    }
+
+    fn disk(&self, disk: Disk, slot: usize) -> Result<DiskUnit, MachineError> {
+        let link = self.link(1)?;
+        let (memory, gate) = (self.ram.memory().clone(), Arc::clone(self.gate));
+        let block = Block::new(disk, memory, gate, Arc::clone(&link));
+        let block = Arc::new(block.map_err(host("start a disk's worker"))?);
+        let transport = self.transport(Arc::clone(&block) as _, link, slot)?;
+        Ok(DiskUnit { block, transport })
+    }
+
+    fn rng(&self) -> Result<Unit<Rng>, MachineError> {
+        let (link, slot) = (self.link(1)?, layout::SLOT_RNG);
+        let (memory, gate) = (self.ram.memory().clone(), Arc::clone(self.gate));
+        let rng = Rng::new(memory, gate, Arc::clone(&link));
+        let device = Arc::new(rng.map_err(host("start the entropy device"))?);
+        let transport = self.transport(Arc::clone(&device) as _, link, slot)?;
+        Ok(Unit { device, transport, slot })
+    }
+
+    fn nic(&self, spec: &NicSpec, slot: usize) -> Result<Unit<Net>, MachineError> {
+        let mac = spec.mac.ok_or(MachineError::NoMac)?;
+        let tap = Tap::plug(&spec.bridge)?;
+        let link = self.link(2)?;
+        let (memory, gate) = (self.ram.memory().clone(), Arc::clone(self.gate));
+        let net = Net::new(tap, mac, memory, gate, Arc::clone(&link));
+        let device = Arc::new(net.map_err(host("start a network card"))?);
+        let transport = self.transport(Arc::clone(&device) as _, link, slot)?;
+        Ok(Unit { device, transport, slot })
+    }
+}
+
+/// Gives each network card that has none the address that its VM has for it.
+pub fn with_addresses(mut spec: VmSpec, vm: VmId) -> VmSpec {
+    for (index, nic) in (0..).zip(&mut spec.nics) {
+        nic.mac.get_or_insert_with(|| Mac::of(vm, index));
+    }
+    spec
 }
 
 fn host(what: &'static str) -> impl Fn(io::Error) -> MachineError {
@@ -151,23 +293,6 @@ fn build_serial(vm: &Vm, output: &SerialOutput) -> Result<Serial, MachineError> 
     let interrupt = EventFd::new(EFD_NONBLOCK).map_err(host("create the serial interrupt"))?;
     vm.irq.add_line(&interrupt, layout::SERIAL_IRQ)?;
     Ok(Serial::new(interrupt, Arc::new(Console::new(file))))
-}
-
-fn build_disk(
-    vm: &Arc<Vm>,
-    ram: &GuestRam,
-    gate: &Arc<Gate>,
-    disk: Disk,
-    slot: usize,
-) -> Result<DiskUnit, MachineError> {
-    const QUEUES: usize = 1;
-    let memory = ram.memory().clone();
-    let link = Link::new(Msix::new(Arc::clone(&vm.irq), QUEUES + 1)?, QUEUES);
-    let block = Block::new(disk, memory.clone(), Arc::clone(gate), Arc::clone(&link));
-    let block = Arc::new(block.map_err(host("start a disk's worker"))?);
-    let device = Arc::clone(&block) as Arc<dyn VirtioDevice>;
-    let transport = Arc::new(VirtioPci::new(device, link, Arc::clone(vm), memory, slot)?);
-    Ok(DiskUnit { block, transport })
 }
 
 fn build_bus(

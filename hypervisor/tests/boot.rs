@@ -152,7 +152,7 @@ async fn bad_kernels_are_refused_with_the_reason() {
         &path("text"),
         64,
         Code::InvalidArgument,
-        &["not a 64-bit x86 ELF", "magic"],
+        &["neither a 64-bit x86 ELF", "nor a bzImage"],
     )
     .await;
     std::fs::write(path("short"), b"\x7fELF").unwrap();

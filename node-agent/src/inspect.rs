@@ -1,16 +1,18 @@
 //! Could this node run this VM? Looks, and touches nothing.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use bellwether_types::{ClusterId, DiskSpec, VmSpec};
+use bellwether_types::{ClusterId, DiskSpec, NicSpec, VmSpec};
 
 use crate::storage;
 
 const SECTOR_BYTES: u64 = 512;
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
+/// A bzImage has this, and this offset.
+const LINUX_MAGIC: [u8; 4] = *b"HdrS";
+const LINUX_MAGIC_AT: u64 = 0x202;
 
 /// Everything that is wrong, each as a sentence for the administrator.
 pub fn problems(spec: &VmSpec, storage_root: &Path, cluster: ClusterId) -> Vec<String> {
@@ -23,30 +25,53 @@ pub fn problems(spec: &VmSpec, storage_root: &Path, cluster: ClusterId) -> Vec<S
         problems.push(error);
     }
     problems.extend(kernel_problem(spec).err());
+    problems.extend(initrd_problem(spec).err());
     for disk in &spec.disks {
         problems.extend(disk_problem(spec, disk).err());
     }
+    problems.extend(spec.nics.iter().filter_map(|nic| bridge_problem(spec, nic)));
     problems
 }
 
 fn kernel_problem(spec: &VmSpec) -> Result<(), String> {
     let (name, path) = (&spec.name, spec.kernel.display());
     let problem = |what: String| format!("VM {name}: kernel `{path}`: {what}");
-    let mut file = open_file(&spec.kernel).map_err(problem)?;
+    let file = open_file(&spec.kernel).map_err(problem)?;
     let mut magic = [0; 4];
-    file.read_exact(&mut magic).map_err(|error| problem(format!("cannot be read: {error}")))?;
+    let unreadable = |error| problem(format!("cannot be read: {error}"));
+    file.read_exact_at(&mut magic, 0).map_err(unreadable)?;
     if magic != ELF_MAGIC {
-        return Err(problem("is not an ELF image; give one with a PVH entry".into()));
+        let has_magic = file.read_exact_at(&mut magic, LINUX_MAGIC_AT).is_ok();
+        if !has_magic || magic != LINUX_MAGIC {
+            let remedy = "give a bzImage (vmlinuz), or an ELF image with a PVH entry";
+            return Err(problem(format!("is no kernel; {remedy}")));
+        }
     }
-    let bytes = file.metadata().map_err(|error| problem(error.to_string()))?.len();
-    if bytes > spec.memory_mib << 20 {
-        let mib = bytes >> 20;
-        return Err(problem(format!(
-            "has {mib} MiB and does not fit into {} MiB of memory",
-            spec.memory_mib
-        )));
+    fits_into_memory(&file, spec).map_err(problem)
+}
+
+fn initrd_problem(spec: &VmSpec) -> Result<(), String> {
+    let Some(initrd) = &spec.initrd else { return Ok(()) };
+    let problem = |what: String| format!("VM {}: initrd `{}`: {what}", spec.name, initrd.display());
+    let file = open_file(initrd).map_err(problem)?;
+    fits_into_memory(&file, spec).map_err(problem)
+}
+
+fn fits_into_memory(file: &File, spec: &VmSpec) -> Result<(), String> {
+    let bytes = file.metadata().map_err(|error| error.to_string())?.len();
+    let (mib, memory_mib) = (bytes >> 20, spec.memory_mib);
+    match bytes > memory_mib << 20 {
+        true => Err(format!("has {mib} MiB and does not fit into {memory_mib} MiB of memory")),
+        false => Ok(()),
     }
-    Ok(())
+}
+
+/// The kernel shows a directory `bridge` for each interface that is one.
+fn bridge_problem(spec: &VmSpec, nic: &NicSpec) -> Option<String> {
+    let NicSpec { bridge, .. } = nic;
+    let is_bridge = Path::new("/sys/class/net").join(bridge).join("bridge").is_dir();
+    let remedy = format!("make it (`ip link add {bridge} type bridge`), or give another");
+    (!is_bridge).then(|| format!("VM {}: this node has no bridge `{bridge}`; {remedy}", spec.name))
 }
 
 fn disk_problem(spec: &VmSpec, disk: &DiskSpec) -> Result<(), String> {

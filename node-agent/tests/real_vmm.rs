@@ -166,10 +166,10 @@ async fn real_mistakes_are_named() {
     let storage = real.lab.storage().display().to_string();
     let inspect = v1::InspectRequest { spec: Some(real.spec.clone()), storage };
     let problems = real.lab.client.inspect(inspect).await.expect("inspect").into_inner().problems;
-    assert!(problems[0].contains("is not an ELF image"), "{problems:?}");
+    assert!(problems[0].contains("is no kernel"), "{problems:?}");
     // The VMM reads the kernel when it starts.
     real.prepare(1).await.expect("prepare");
-    let refused = real.lab.activate(&vm, 1).await.expect_err("not an ELF");
+    let refused = real.lab.activate(&vm, 1).await.expect_err("no kernel");
     assert_eq!(refused.code(), tonic::Code::Aborted, "{refused}");
     assert!(refused.message().contains(&text.display().to_string()), "{refused}");
     assert_eq!(real.lab.vmm_pid(&vm, 1), None);

@@ -194,7 +194,7 @@ async fn a_task_that_is_over_does_not_seal() {
     for _ in 0..2 {
         let older = lab.client.seal(seal(&lab, 8)).await.unwrap_err();
         assert_eq!(older.code(), Code::FailedPrecondition, "{older}");
-        assert!(older.message().contains("has sealed the VM for task 9"), "{older}");
+        assert!(older.message().contains("has written the VM's state for task 9"), "{older}");
         lab.kill_agent();
         lab.restart_agent().await;
     }

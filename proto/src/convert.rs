@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 
 use bellwether_types::{
-    DiskFormat, DiskSpec, Epoch, Handover, NodeId, Ports, RestartPolicy, SpecError, StateFileRef,
-    VmSpec,
+    DiskFormat, DiskSpec, Epoch, Handover, NicSpec, NodeId, Ports, RestartPolicy, SpecError,
+    StateFileRef, VmSpec,
 };
 
 use crate::v1;
@@ -38,6 +38,29 @@ impl From<&DiskSpec> for v1::Disk {
     }
 }
 
+impl From<&NicSpec> for v1::Nic {
+    fn from(nic: &NicSpec) -> Self {
+        let mac = nic.mac.map(|mac| mac.to_string()).unwrap_or_default();
+        Self { bridge: nic.bridge.clone(), mac }
+    }
+}
+
+impl TryFrom<v1::Nic> for NicSpec {
+    type Error = ConvertError;
+
+    fn try_from(nic: v1::Nic) -> Result<Self, ConvertError> {
+        let mac = match nic.mac.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| ConvertError::Invalid {
+                field: "nics.mac",
+                value: text.to_owned(),
+                expected: "give an address like 02:00:5e:10:00:01",
+            })?),
+        };
+        Ok(Self { bridge: nic.bridge, mac })
+    }
+}
+
 impl TryFrom<v1::Disk> for DiskSpec {
     type Error = ConvertError;
 
@@ -64,8 +87,10 @@ impl From<&VmSpec> for v1::VmSpec {
             vcpus: spec.vcpus,
             memory_mib: spec.memory_mib,
             kernel: spec.kernel.display().to_string(),
+            initrd: spec.initrd.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
             cmdline: spec.cmdline.clone(),
             disks: spec.disks.iter().map(v1::Disk::from).collect(),
+            nics: spec.nics.iter().map(v1::Nic::from).collect(),
             possible_owners: spec.possible_owners.iter().map(|node| node.0).collect(),
             priority: spec.priority,
             restart: match spec.restart {
@@ -85,8 +110,10 @@ impl TryFrom<v1::VmSpec> for VmSpec {
             vcpus: spec.vcpus,
             memory_mib: spec.memory_mib,
             kernel: PathBuf::from(spec.kernel),
+            initrd: (!spec.initrd.is_empty()).then(|| PathBuf::from(spec.initrd)),
             cmdline: spec.cmdline,
             disks: spec.disks.into_iter().map(DiskSpec::try_from).collect::<Result<_, _>>()?,
+            nics: spec.nics.into_iter().map(NicSpec::try_from).collect::<Result<_, _>>()?,
             possible_owners: spec.possible_owners.into_iter().map(NodeId).collect(),
             priority: spec.priority,
             restart: restart_policy(spec.restart)?,

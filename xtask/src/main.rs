@@ -7,6 +7,7 @@ mod check_deps;
 mod cluster;
 mod command;
 mod lab;
+mod linux;
 mod mutate;
 mod package;
 mod scale;
@@ -33,6 +34,7 @@ Commands:
   sim         Years of failures on the decision code, under seeds
   mutate-sim  Break the product on purpose: the simulator must notice
   lab         A cluster of real hosts under emulation: power cuts, frozen hosts, pulled cables
+  linux-guest Debian's kernel under our VMM, on a host with a standard KVM
   package     Make the Debian packages that users install
   check-deps  Check which crate may use what, and where unsafe code may be
   setup       Install what is missing on this machine
@@ -66,6 +68,7 @@ fn run(arguments: &[String]) -> Result<()> {
         "mutate-sim" => mutate::mutate(&rest),
         "check-deps" => check_deps::run(&rest),
         "lab" => lab::run_command(&rest),
+        "linux-guest" => linux::run_command(&rest),
         "package" => package::run_command(&rest),
         "setup" => setup::run(&rest),
         "help" | "-h" | "--help" => {

@@ -13,8 +13,8 @@ Install what is missing on this machine.
 
 Usage: cargo xtask setup [--tools]
 
-Installs, only where missing: a C compiler and linker (apt: gcc, libc6-dev), and rustfmt and clippy
-(rustup). `cargo xtask demo`, `test` and `verify` do this themselves.
+Installs, only where missing: a C compiler and linker (apt: gcc, libc6-dev), the compiler of ACPI tables
+for tests (acpica-tools), and rustfmt and clippy (rustup). `cargo xtask demo`, `test` and `verify` do this themselves.
 
 Options:
   --tools  Also build and install cargo-nextest (runs the tests in parallel) and cargo-deny
@@ -23,6 +23,8 @@ Options:
 
 /// A program, and the Debian package that has it.
 const PACKAGES: [(&str, &[&str]); 1] = [("cc", &["gcc", "libc6-dev"])];
+/// What only tests need: the reference implementation's compiler of ACPI tables.
+const TEST_PACKAGES: [(&str, &[&str]); 1] = [("iasl", &["acpica-tools"])];
 /// What only the lab needs.
 const LAB_PACKAGES: [(&str, &[&str]); 6] = [
     ("qemu-system-x86_64", &["qemu-system-x86"]),
@@ -32,6 +34,14 @@ const LAB_PACKAGES: [(&str, &[&str]); 6] = [
     ("xz", &["xz-utils"]),
     ("setpriv", &["util-linux"]),
 ];
+/// What only Linux guests need.
+const LINUX_PACKAGES: [(&str, &[&str]); 5] = [
+    ("qemu-system-x86_64", &["qemu-system-x86"]),
+    ("busybox", &["busybox-static"]),
+    ("lz4", &["lz4"]),
+    ("strip", &["binutils"]),
+    ("setpriv", &["util-linux"]),
+];
 const COMPONENTS: [(&str, &str); 2] = [("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")];
 const TOOLS: [&str; 2] = ["cargo-nextest", "cargo-deny"];
 
@@ -39,7 +49,7 @@ pub fn run(arguments: &[&str]) -> Result<()> {
     if !options(arguments, &["--tools"], HELP)? {
         return Ok(());
     }
-    ensure_packages()?;
+    ensure_test_packages()?;
     ensure_components();
     if arguments.contains(&"--tools") {
         install_tools();
@@ -57,10 +67,22 @@ pub fn ensure_packages() -> Result<()> {
     ensure(&PACKAGES)
 }
 
+/// The same for tests.
+pub fn ensure_test_packages() -> Result<()> {
+    ensure_packages()?;
+    ensure(&TEST_PACKAGES)
+}
+
 /// The same for the lab, with what every build needs.
 pub fn ensure_lab_packages() -> Result<()> {
     ensure_packages()?;
     ensure(&LAB_PACKAGES)
+}
+
+/// The same for Linux guests.
+pub fn ensure_linux_packages() -> Result<()> {
+    ensure_packages()?;
+    ensure(&LINUX_PACKAGES)
 }
 
 fn ensure(packages: &[(&str, &[&str])]) -> Result<()> {

@@ -18,7 +18,7 @@ openraft itself on our store and our network, while nearly everything goes wrong
 Usage: cargo xtask sim --openraft [--minutes N] [--seed N]
 
 Controllers in one thread, under a paused clock, on disks in memory that lose what was not flushed.
-Each seed is two minutes of virtual time; every acknowledged write has to be there, every read and
+Each seed is a minute of virtual time; every acknowledged write has to be there, every read and
 write has to fit into the one order that the log is. openraft draws its election timeouts itself, so
 that a seed is one schedule of faults, not one run bit for bit.
 
@@ -49,8 +49,10 @@ fn openraft(arguments: &[&str]) -> Result<()> {
     run(command.env("BELLWETHER_CHAOS_SEED", seed.to_string()))
 }
 
-/// What CI runs: seeds, which are checked to replay bit for bit, in under five minutes.
+/// What CI runs: the scenario files, and seeds, which are checked to replay bit for bit, in under
+/// five minutes.
 pub fn standard_set() -> Result<()> {
+    sim(&["--golden"])?;
     sim(&["--seeds", "2000"])
 }
 

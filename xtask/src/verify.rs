@@ -27,7 +27,7 @@ pub fn test(arguments: &[&str]) -> Result<()> {
     if !options(arguments, &[], TEST_HELP)? {
         return Ok(());
     }
-    setup::ensure_packages()?;
+    setup::ensure_test_packages()?;
     setup::check_kvm()?;
     run_tests()
 }
@@ -36,7 +36,7 @@ pub fn verify(arguments: &[&str]) -> Result<()> {
     if !options(arguments, &["--static"], VERIFY_HELP)? {
         return Ok(());
     }
-    setup::ensure_packages()?;
+    setup::ensure_test_packages()?;
     setup::ensure_components();
     let started = Instant::now();
     check_statically()?;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bellwether_types::{Arbiter, DiskSpec, RestartPolicy};
+use bellwether_types::{Arbiter, DiskSpec, NicSpec, RestartPolicy};
 use clap::{Args, Subcommand};
 
 use super::{RuleArgs, SetArgs};
@@ -13,7 +13,7 @@ use crate::parse;
 pub enum VmCommand {
     /// Define a VM, from options or from a file
     ///
-    /// A file has the keys name, memory, vcpus, kernel, cmdline, disks (path, format, read_only),
+    /// A file has the keys name, memory, vcpus, kernel, initrd, cmdline, disks (path, format, read_only), nics (bridge, mac),
     /// possible_owners, priority, restart, preferred_owners, failback, anti_affinity, start_after and
     /// restarts. Options on the command line go before the file.
     #[command(after_help = "Examples:\n  \
@@ -116,15 +116,22 @@ pub struct CreateArgs {
     /// The number of virtual processors [default: 1]
     #[arg(long, value_name = "N")]
     pub vcpus: Option<u32>,
-    /// An ELF image with a PVH entry, absolute, on storage that the nodes share
+    /// A bzImage (a distribution's vmlinuz), or an ELF image with a PVH entry; absolute, on storage that
+    /// the nodes share
     #[arg(long, value_name = "PATH", required_unless_present = "file")]
     pub kernel: Option<PathBuf>,
+    /// The initial RAM disk for the kernel, absolute, on the same storage
+    #[arg(long, value_name = "PATH")]
+    pub initrd: Option<PathBuf>,
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
     /// A disk: path=PATH,format=raw[,readonly]; may be given several times
     #[arg(long = "disk", value_name = "DISK", value_parser = parse::disk)]
     pub disks: Vec<DiskSpec>,
+    /// A network card: bridge=NAME[,mac=ADDRESS]; may be given several times
+    #[arg(long = "nic", value_name = "NIC", value_parser = <NicSpec as std::str::FromStr>::from_str)]
+    pub nics: Vec<NicSpec>,
     /// A node that may run it, by name or number; may be given several times [default: every node]
     #[arg(long = "owner", value_name = "NODE")]
     pub owners: Vec<String>,

@@ -178,17 +178,27 @@ impl ToJson for v1::VmSpec {
             vcpus,
             memory_mib,
             kernel,
+            initrd,
             cmdline,
             disks,
+            nics,
             possible_owners,
             priority,
             restart,
         } = self;
         json!({
             "name": name, "vcpus": vcpus, "memory_mib": memory_mib, "kernel": kernel,
-            "cmdline": cmdline, "disks": disks.to_json(), "possible_owners": possible_owners,
+            "initrd": initrd, "cmdline": cmdline, "disks": disks.to_json(), "nics": nics.to_json(),
+            "possible_owners": possible_owners,
             "priority": priority, "restart": restart,
         })
+    }
+}
+
+impl ToJson for v1::Nic {
+    fn to_json(&self) -> Value {
+        let Self { bridge, mac } = self;
+        json!({ "bridge": bridge, "mac": mac })
     }
 }
 

@@ -195,10 +195,15 @@ pub fn vm(vm: &v1::Vm) -> String {
         .add("Memory", memory(spec.memory_mib))
         .add("vCPUs", spec.vcpus.to_string())
         .add("Kernel", spec.kernel.clone())
+        .add("Initrd", spec.initrd.clone())
         .add("Command line", spec.cmdline.clone());
     for disk in &spec.disks {
         let access = if disk.read_only { ", read-only" } else { "" };
         sheet.add("Disk", format!("{} ({}{access})", disk.path, disk.format));
+    }
+    for nic in &spec.nics {
+        let mac = if nic.mac.is_empty() { String::new() } else { format!(" ({})", nic.mac) };
+        sheet.add("Network card", format!("{}{mac}", nic.bridge));
     }
     sheet
         .add("Owners", if owners.is_empty() { "every node".into() } else { owners.join(", ") })

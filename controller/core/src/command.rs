@@ -12,7 +12,7 @@ use bellwether_types::{
 use serde::{Deserialize, Serialize};
 
 use crate::fence::NodeWatchdog;
-use crate::state::Member;
+use crate::state::{Member, VmSpecV1};
 use crate::task::{StepEvent, TaskRequest};
 
 /// One change, with the leader's clock in milliseconds since 1970.
@@ -62,9 +62,10 @@ pub enum Change {
         node: NodeId,
         who: String,
     },
+    /// Of format 1; `DefineVm` took its place.
     CreateVm {
         id: VmId,
-        spec: VmSpec,
+        spec: VmSpecV1,
     },
     BeginTask(TaskRequest),
     /// A task goes a step further. Ignored when the task is no longer at `step_no`.

@@ -23,6 +23,8 @@ use crate::reconcile;
 use crate::state::{Liveness, State};
 
 /// What the shell does next.
+// There is one at a time, and it is gone with the message.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, PartialEq, Debug)]
 pub enum Next {
     /// Ask a quorum whether this controller leads, and call [`Contact::confirmed`].
@@ -170,8 +172,10 @@ impl Contact {
         let Message::Renew { node, boot_id, nonce } = self.message else { return None };
         let promise = self.promise.clone()?;
         let known = state.nodes.get(&node)?;
-        fence::is_news(known, boot_id, nonce, &promise)
-            .then(|| Change::NoteWatchdog { node, said: NodeWatchdog { boot_id, nonce, promise } })
+        fence::is_news(known, boot_id, nonce, &promise).then_some(Change::NoteWatchdog {
+            node,
+            said: NodeWatchdog { boot_id, nonce, promise },
+        })
     }
 
     fn grants(&self, state: &State) -> Vec<(VmId, Epoch)> {

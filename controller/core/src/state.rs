@@ -2,6 +2,7 @@
 //! observe is in [`crate::observe`], in the memory of the leader alone.
 
 mod format;
+pub use format::VmSpecV1;
 mod index;
 
 use std::collections::{BTreeMap, VecDeque};

@@ -23,6 +23,8 @@ use crate::controller::Controller;
 
 /// The pause before an order whose outcome is unknown is given again.
 const AGAIN: Duration = Duration::from_millis(200);
+/// A pre-copy that has to be joined again and again for so long has no more patience shown to it.
+const PRE_COPY_MS_MAX: u64 = 900_000;
 /// An executor that waits looks at the clock this often, although it is woken by every change.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -58,6 +60,13 @@ impl Executor {
                     Some(event) => self.advance(&task, event).await,
                     None => self.wait().await,
                 },
+                // The leader's rounds give nodes to all tasks that wait for one. Each for itself would
+                // choose the same.
+                Action::Advance(StepEvent::Placed { .. } | StepEvent::NoNode { .. })
+                    if task.is_waiting() =>
+                {
+                    self.wait().await;
+                }
                 Action::Advance(event) => self.advance(&task, event).await,
                 Action::PreCopy { source, load_at } => self.pre_copy(&task, source, load_at).await,
                 Action::Seal { source, load_at } => self.seal(&task, source, load_at).await,
@@ -148,7 +157,8 @@ impl Executor {
         };
         let result = PreCopy::new(&orders, load_at, &on_progress).follow(&source).await;
         point(task, "after").await;
-        if heard.into_inner() {
+        let waited_ms = self.waiting.waited_ms(task.step_no, self.controller.clock.now_ms());
+        if heard.into_inner() && waited_ms < PRE_COPY_MS_MAX {
             // It went on: only silence from here on counts.
             self.patience = Patience::default();
         }

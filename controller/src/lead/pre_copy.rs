@@ -17,10 +17,10 @@ use tonic::Streaming;
 
 use super::orders::{Orders, Result};
 
-/// Pieces of one order: at most 256 MiB of memory, so that the destination is never busy for long.
-const PIECES_MAX: usize = 256;
+/// Pieces of one order: at most 64 MiB of memory, so that the destination answers again and again.
+const PIECES_MAX: usize = 64;
 /// So long a source that is ready waits for a destination that lags behind; what it has not read by
-/// then comes on demand.
+/// then comes on demand. One that has not answered for so long is not worth stopping the guest for.
 const LAG_MAX: Duration = Duration::from_secs(5);
 /// A source that has nothing to tell for so long is asked again: its agent may be gone.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -38,6 +38,8 @@ pub struct PreCopy<'a> {
     /// Told by the source, and not asked of the destination yet.
     waiting: VecDeque<MemoryPiece>,
     ready_since: Option<Instant>,
+    /// When the destination was asked for what it has not answered yet.
+    asked_at: Option<Instant>,
     left_out: u64,
 }
 
@@ -50,7 +52,8 @@ impl<'a> PreCopy<'a> {
         on_progress: OnProgress<'a>,
     ) -> Self {
         let (last, waiting) = (v1::PreCopyProgress::default(), VecDeque::new());
-        Self { orders, load_at, on_progress, last, waiting, ready_since: None, left_out: 0 }
+        let (ready_since, asked_at) = (None, None);
+        Self { orders, load_at, on_progress, last, waiting, ready_since, asked_at, left_out: 0 }
     }
 
     /// Follows until the guest may be stopped. A side that does not know how leaves all to the seal.
@@ -76,12 +79,24 @@ impl<'a> PreCopy<'a> {
                 Err(_) => return Err(Failure::Unknown("the source says nothing".into())),
             }
         }
+        self.check_destination()?;
         Ok(StepEvent::PreCopied { measures: self.measures() })
     }
 
     /// The source is ready, and the destination has all that it was told.
     fn is_done(&self, is_loading: bool) -> bool {
         self.ready_since.is_some() && self.waiting.is_empty() && !is_loading
+    }
+
+    /// Before the guest is stopped for it.
+    fn check_destination(&self) -> Result<()> {
+        match self.asked_at.is_some_and(|asked| asked.elapsed() >= LAG_MAX) {
+            true => Err(Failure::Refused {
+                error: format!("the destination gives no answer for {} s", LAG_MAX.as_secs()),
+                retry: Retry::OtherNode,
+            }),
+            false => Ok(()),
+        }
     }
 
     /// How long the next word may take.
@@ -107,7 +122,7 @@ impl<'a> PreCopy<'a> {
         tokio::select! {
             message = stream.message() => self.take(message),
             loaded = loaded => {
-                *load = None;
+                (*load, self.asked_at) = (None, None);
                 self.left_out += loaded?.left_out;
                 Ok(())
             }
@@ -147,6 +162,7 @@ impl<'a> PreCopy<'a> {
         let pieces = self.waiting.drain(..count).collect();
         let v1::PreCopyProgress { path, epoch, generation, .. } = self.last.clone();
         let orders = self.orders;
+        self.asked_at = Some(Instant::now());
         Some(Box::pin(async move {
             let request = v1::LoadPiecesRequest { order: None, path, epoch, generation, pieces };
             orders.load_ahead(attempt, request).await

@@ -160,7 +160,7 @@ fn dsdt() -> Vec<u8> {
         *b"COM1",
         &[
             aml::name(*b"_HID", &aml::pnp_id(SERIAL)),
-            aml::name(*b"_UID", &aml::dword(1)),
+            aml::name(*b"_UID", &aml::byte(1)),
             aml::name(
                 *b"_CRS",
                 &aml::resources(&[aml::io(layout::SERIAL_PORT, 8), aml::irq(layout::SERIAL_IRQ)]),
@@ -183,6 +183,53 @@ mod tests {
 
     fn u64_at(raw: &[u8], at: usize) -> u64 {
         u64::from_le_bytes(raw[at..at + 8].try_into().unwrap())
+    }
+
+    /// What a compiler writes of itself: checksum, its name and its version.
+    fn without_compiler(mut raw: Vec<u8>) -> Vec<u8> {
+        raw[9] = 0;
+        raw[28..36].fill(0);
+        raw
+    }
+
+    /// Takes a table apart and puts it together again with the reference implementation's compiler.
+    fn recompiled(name: &str, table: &[u8]) -> Vec<u8> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |kind: &str| directory.path().join(format!("{name}.{kind}"));
+        std::fs::write(path("dat"), table).unwrap();
+        let iasl = |option: &str, file: &std::path::Path| {
+            let output = std::process::Command::new("iasl").arg(option).arg(file).output();
+            let output =
+                output.expect("iasl is there: `cargo xtask setup`, or the package acpica-tools");
+            let text = [output.stdout, output.stderr].concat();
+            let text = String::from_utf8_lossy(&text).into_owned();
+            assert!(output.status.success(), "{name}: {text}");
+            text
+        };
+        iasl("-d", &path("dat"));
+        let text = iasl("-oa", &path("dsl"));
+        assert!(text.contains("0 Errors, 0 Warnings"), "{name}: {text}");
+        std::fs::read(path("aml")).unwrap()
+    }
+
+    #[test]
+    fn the_reference_compiler_reads_and_writes_the_same_tables() {
+        let facs = facs();
+        for vcpus in [1, 8] {
+            for (name, table) in [
+                ("facs", facs.clone()),
+                ("dsdt", dsdt()),
+                ("facp", fadt(0xe_0100, 0xe_0040)),
+                ("apic", madt(vcpus)),
+                ("xsdt", table(b"XSDT", 1, &[0xe_0400u64.to_le_bytes(); 2].concat())),
+            ] {
+                let again = recompiled(name, &table);
+                match name {
+                    "facs" => assert_eq!(again, table, "{name}"),
+                    _ => assert_eq!(without_compiler(again), without_compiler(table), "{name}"),
+                }
+            }
+        }
     }
 
     #[test]

@@ -21,10 +21,15 @@ pub fn dword(value: u32) -> Vec<u8> {
     [&[0x0c], &value.to_le_bytes()[..]].concat()
 }
 
+/// A small integer.
+pub const fn byte(value: u8) -> [u8; 2] {
+    [0x0a, value]
+}
+
 /// `Package { elements }` of small integers.
 pub fn package(elements: &[u8]) -> Vec<u8> {
     let mut content = vec![elements.len() as u8];
-    content.extend(elements.iter().flat_map(|&element| [0x0a, element]));
+    content.extend(elements.iter().flat_map(|&element| byte(element)));
     [&[0x12], &package_length(&content)[..]].concat()
 }
 

@@ -1,23 +1,16 @@
 //! A kernel as an ELF image with a PVH note.
 //!
-//! The file is given by an administrator, not by a guest, but it can be anything: every number in
-//! it is checked, and nothing is read that is not bounded.
-
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-
-use vm_memory::{Bytes, GuestAddress};
+//! The file can be anything: every number in it is checked, and nothing is read that is not bounded.
 
 use super::BootError;
+use super::bytes::{u16_at, u32_at, u64_at};
+use super::source::Source;
 use crate::{GuestMemory, layout};
 
 const HEADER_BYTES: usize = 64;
 const PROGRAM_HEADER_BYTES: usize = 56;
 const PROGRAM_HEADERS_MAX: u16 = 128;
 const NOTES_BYTES_MAX: u64 = 64 * 1024;
-const COPY_BYTES: u64 = 64 * 1024;
 
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
@@ -37,18 +30,20 @@ struct Segment {
 
 /// An opened and checked kernel image.
 pub struct Image {
-    path: PathBuf,
-    file: File,
+    source: Source,
     segments: Vec<Segment>,
     entry: u32,
 }
 
 impl Image {
+    /// Whether a file that begins with these bytes is meant to be one.
+    pub fn is_one(head: &[u8]) -> bool {
+        head.starts_with(b"\x7fELF")
+    }
+
     /// Reads the headers and the notes.
-    pub fn open(path: &Path) -> Result<Self, BootError> {
-        let file = File::open(path)
-            .map_err(|source| BootError::Open { path: path.to_path_buf(), source })?;
-        let mut image = Self { path: path.to_path_buf(), file, segments: vec![], entry: 0 };
+    pub fn new(source: Source) -> Result<Self, BootError> {
+        let mut image = Self { source, segments: vec![], entry: 0 };
         image.segments = image.read_segments()?;
         image.entry = image.read_pvh_entry()?;
         Ok(image)
@@ -59,34 +54,26 @@ impl Image {
         self.entry
     }
 
-    /// Every segment lies between 1 MiB and `memory_end`.
-    pub fn check_fits(&self, memory_end: u64) -> Result<(), BootError> {
+    /// Every segment lies between 1 MiB and `memory_end`. Returns where the last one ends.
+    pub fn check_fits(&self, memory_end: u64) -> Result<u64, BootError> {
+        let mut image_end = layout::HIGH_START;
         for segment in self.loadable() {
             let Segment { address, memory_bytes: bytes, .. } = *segment;
             if address < layout::HIGH_START {
-                return Err(BootError::TooLow { path: self.path.clone(), address });
+                return Err(BootError::TooLow { path: self.source.path(), address });
             }
-            if address.checked_add(bytes).is_none_or(|end| end > memory_end) {
-                let path = self.path.clone();
-                return Err(BootError::TooLarge { path, address, bytes, end: memory_end });
-            }
+            let end = address.checked_add(bytes).filter(|&end| end <= memory_end);
+            let path = self.source.path();
+            let end = end.ok_or(BootError::TooLarge { path, address, bytes, end: memory_end })?;
+            image_end = image_end.max(end);
         }
-        Ok(())
+        Ok(image_end)
     }
 
     /// Copies the segments into fresh guest memory, which is zero where the file has nothing.
     pub fn load(&self, memory: &GuestMemory) -> Result<(), BootError> {
-        let mut buffer = vec![0; COPY_BYTES as usize];
         for segment in self.loadable() {
-            let mut done = 0;
-            while done < segment.file_bytes {
-                let part = &mut buffer[..COPY_BYTES.min(segment.file_bytes - done) as usize];
-                self.read(part, segment.offset + done)?;
-                memory
-                    .write_slice(part, GuestAddress(segment.address + done))
-                    .map_err(|source| BootError::Memory { what: "the kernel", source })?;
-                done += part.len() as u64;
-            }
+            self.source.copy(memory, segment.offset, segment.file_bytes, segment.address)?;
         }
         Ok(())
     }
@@ -96,19 +83,12 @@ impl Image {
     }
 
     fn not_elf(&self, why: &'static str) -> BootError {
-        BootError::NotElf { path: self.path.clone(), why }
-    }
-
-    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), BootError> {
-        self.file.read_exact_at(buffer, offset).map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => self.not_elf("it ends in the middle"),
-            _ => BootError::Read { path: self.path.clone(), source },
-        })
+        BootError::NotElf { path: self.source.path(), why }
     }
 
     fn read_segments(&self) -> Result<Vec<Segment>, BootError> {
         let mut header = [0; HEADER_BYTES];
-        self.read(&mut header, 0)?;
+        self.source.read(&mut header, 0)?;
         self.check_header(&header)?;
         let table = u64_at(&header, 32);
         let count = u16_at(&header, 56);
@@ -144,7 +124,7 @@ impl Image {
 
     fn read_segment(&self, at: u64) -> Result<Segment, BootError> {
         let mut raw = [0; PROGRAM_HEADER_BYTES];
-        self.read(&mut raw, at)?;
+        self.source.read(&mut raw, at)?;
         let segment = Segment {
             kind: u32_at(&raw, 0),
             offset: u64_at(&raw, 8),
@@ -164,12 +144,12 @@ impl Image {
     fn read_pvh_entry(&self) -> Result<u32, BootError> {
         for segment in self.segments.iter().filter(|segment| segment.kind == PT_NOTE) {
             let mut notes = vec![0; segment.file_bytes.min(NOTES_BYTES_MAX) as usize];
-            self.read(&mut notes, segment.offset)?;
+            self.source.read(&mut notes, segment.offset)?;
             if let Some(entry) = find_pvh_entry(&notes) {
                 return Ok(entry);
             }
         }
-        Err(BootError::NoPvhNote { path: self.path.clone() })
+        Err(BootError::NoPvhNote { path: self.source.path() })
     }
 }
 
@@ -186,24 +166,6 @@ fn find_pvh_entry(mut notes: &[u8]) -> Option<u32> {
         }
         notes = notes.get(desc_at.checked_add(desc_len.checked_next_multiple_of(4)?)?..)?;
     }
-}
-
-fn bytes_at<const N: usize>(raw: &[u8], at: usize) -> [u8; N] {
-    let mut bytes = [0; N];
-    bytes.copy_from_slice(&raw[at..at + N]);
-    bytes
-}
-
-fn u16_at(raw: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes(bytes_at(raw, at))
-}
-
-fn u32_at(raw: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes_at(raw, at))
-}
-
-fn u64_at(raw: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes_at(raw, at))
 }
 
 #[cfg(test)]
@@ -247,7 +209,8 @@ mod tests {
             }
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), &bytes).unwrap();
-            let _image = Image::open(file.path()).and_then(|image| image.check_fits(1 << 30));
+            let source = Source::open("kernel", file.path()).unwrap();
+            let _image = Image::new(source).and_then(|image| image.check_fits(1 << 30));
         }
     }
 }

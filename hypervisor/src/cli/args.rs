@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bellwether_types::NicSpec;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use super::disk::{DiskArg, MemoryMib, SerialArg};
@@ -57,6 +58,10 @@ pub struct MachineArgs {
     /// A disk, once for each: path=FILE,format=raw[,readonly]
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskArg>,
+    /// A network card, once for each: bridge=NAME[,mac=ADDRESS]. It is plugged into a Linux bridge that
+    /// exists, which needs CAP_NET_ADMIN.
+    #[arg(long = "nic", value_name = "NIC")]
+    pub nics: Vec<NicSpec>,
     /// Where the serial output goes: stdio, or file=FILE to append to a file. Without it, only the
     /// console has it.
     #[arg(long, value_name = "stdio|file=FILE")]
@@ -81,9 +86,13 @@ pub struct MachineArgs {
 
 #[derive(clap::Args, Debug)]
 pub struct RunArgs {
-    /// An ELF image with a PVH entry: an uncompressed vmlinux, or another PVH guest.
+    /// A bzImage, such as a distribution's vmlinuz, or an ELF image with a PVH entry: an uncompressed
+    /// vmlinux, or another PVH guest.
     #[arg(long, value_name = "FILE")]
     pub kernel: PathBuf,
+    /// The initial RAM disk for the kernel.
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
     /// The guest's memory, such as 256M or 4G; a plain number is MiB.
     #[arg(long, value_name = "SIZE")]
     pub memory: MemoryMib,

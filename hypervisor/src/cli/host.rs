@@ -28,7 +28,8 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         None => VmId::from_uuid(Uuid::new_v4()),
     };
     let kernel = std::path::absolute(&args.kernel).context("--kernel")?;
-    let spec = to_spec(&args.machine, kernel, args.memory.0, args.cmdline);
+    let initrd = args.initrd.as_deref().map(std::path::absolute).transpose().context("--initrd")?;
+    let spec = VmSpec { initrd, ..to_spec(&args.machine, kernel, args.memory.0, args.cmdline) };
     let config = to_config(&args.machine, vm_id, spec)?;
     let epoch = args.machine.epoch.unwrap_or(1);
     let wait = Duration::from_millis(args.machine.lock_wait_ms);
@@ -54,8 +55,10 @@ pub fn to_spec(args: &MachineArgs, kernel: PathBuf, memory_mib: u64, cmdline: St
         vcpus: args.vcpus,
         memory_mib,
         kernel,
+        initrd: None,
         cmdline,
         disks: args.disks.iter().map(|disk| disk.0.clone()).collect(),
+        nics: args.nics.clone(),
         possible_owners: Default::default(),
         priority: 0,
         restart: RestartPolicy::Never,

@@ -4,8 +4,10 @@
 //! form `FooV1` with its `(kind, version)` in `saved.rs`.
 
 pub mod block;
+pub mod net;
 pub mod pci;
 pub mod power;
+pub mod rng;
 pub mod saved;
 pub mod serial;
 pub mod virtio;

@@ -10,6 +10,7 @@ use bellwether_statefile::StateFileError;
 
 use crate::boot::BootError;
 use crate::devices::block::DiskError;
+use crate::devices::net::TapError;
 use crate::lifecycle::Refused;
 use crate::locks::LockError;
 use crate::machine::MachineError;
@@ -125,6 +126,14 @@ fn machine_kind(error: &MachineError) -> Kind {
     match error {
         MachineError::Disk(DiskError::Open { source, .. })
         | MachineError::Boot(BootError::Open { source, .. }) => io_kind(source),
+        MachineError::Tap(TapError::NoBridge(_)) => Kind::NotFound,
+        MachineError::Tap(
+            TapError::Open(source)
+            | TapError::Make(source)
+            | TapError::Plug { source, .. }
+            | TapError::Call { source, .. },
+        ) => io_kind(source),
+        MachineError::NoMac => Kind::Internal,
         MachineError::Disk(_) | MachineError::Boot(_) | MachineError::Ram(_) => Kind::Invalid,
         MachineError::SerialFile { source, .. } | MachineError::Host { source, .. } => {
             io_kind(source)

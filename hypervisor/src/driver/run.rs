@@ -17,7 +17,7 @@ use crate::gate::{Gate, Hold};
 use crate::lease::{Arbiter, LeaseGuard};
 use crate::lifecycle::{Phase, Verb};
 use crate::locks::{Claimant, Host, Locks, fresh_nonce};
-use crate::machine::Machine;
+use crate::machine::{Machine, with_addresses};
 use crate::vcpus::EndSink;
 
 /// The first KVM_RUN follows the opening of the gate within microseconds.
@@ -41,7 +41,8 @@ impl Driver {
             // If nobody listens any more, the process is about to end anyway.
             let _driver_gone = commands.send(Command::Ended(end));
         });
-        let machine = Arc::new(Machine::build(config.spec, &config.serial, caching, &on_end)?);
+        let spec = with_addresses(config.spec, config.vm_id);
+        let machine = Arc::new(Machine::build(spec, &config.serial, caching, &on_end)?);
         let gate = Arc::clone(&machine.gate);
         let lease = LeaseGuard::start(config.arbiter, page, gate)
             .map_err(|source| VmmError::Host { what: "start the lease's thread", source })?;

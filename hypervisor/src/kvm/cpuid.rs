@@ -27,6 +27,7 @@ const LEAF1_ECX_OSXSAVE: u32 = 1 << 27;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
 const EXT_ECX_SVM: u32 = 1 << 2;
+const POWER_EDX_INVARIANT_TSC: u32 = 1 << 8;
 const LEAF7_EBX_SGX: u32 = 1 << 2;
 const LEAF7_ECX_OSPKE: u32 = 1 << 4;
 
@@ -70,6 +71,9 @@ fn filter(entry: &mut kvm_cpuid_entry2, id: u8, count: u8, tsc_deadline: bool) {
             entry.ecx &= !LEAF7_ECX_OSPKE;
         }
         (0x8000_0001, _) => entry.ecx &= !EXT_ECX_SVM,
+        // No invariant TSC: a guest would then prefer the TSC to kvm-clock, and neither does the TSC
+        // count the time of a move (ADR 0011), nor need the next host's run at the same rate.
+        (0x8000_0007, _) => entry.edx &= !POWER_EDX_INVARIANT_TSC,
         // One thread a core, and as many cores as vCPUs.
         (0x8000_0008, _) => {
             entry.ecx =
@@ -188,6 +192,13 @@ mod tests {
         let missing = missing_features(&wanted, &[leaf(1, 0)]);
         assert_eq!(missing, ["leaf 0x1.0 ecx bits 0x00100000"]);
         assert_eq!(missing_features(&wanted, &[]).len(), 1);
+    }
+
+    #[test]
+    fn a_guest_is_not_promised_an_invariant_tsc() {
+        let mut entry = kvm_cpuid_entry2 { edx: 1 << 8 | 1 << 3, ..leaf(0x8000_0007, 0) };
+        filter(&mut entry, 0, 1, true);
+        assert_eq!(entry.edx, 1 << 3);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use kvm_bindings::kvm_run;
 use kvm_ioctls::VcpuFd;
 use rustix::mm::{MapFlags, ProtFlags};
+use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 const PAGE_BYTES: usize = 4096;
@@ -72,6 +73,12 @@ impl Drop for RunPage {
         // SAFETY: this mapping was made in `map` and no reference to it outlives `self`.
         let _unmapped = unsafe { rustix::mm::munmap(self.page.as_ptr().cast(), PAGE_BYTES) };
     }
+}
+
+/// The descriptor of an eventfd, for waiting for it together with others.
+pub fn borrow_event(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is open for as long as `event` is borrowed.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
 
 extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}

@@ -9,6 +9,7 @@
 pub mod caps;
 pub mod cpuid;
 pub mod dirty;
+mod entry;
 mod ioctl;
 pub mod irq;
 pub mod kick;
@@ -19,6 +20,7 @@ pub mod vcpu_state;
 pub mod vm;
 
 pub use caps::Capabilities;
+pub use entry::LongMode;
 pub use irq::{IrqRouter, MsiMessage};
 pub use vcpu::{GuestBus, GuestEnd, RunOutcome, Vcpu};
 pub use vm::Vm;

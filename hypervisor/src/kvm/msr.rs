@@ -3,6 +3,8 @@
 //! The kernel stops at the first register that it cannot handle and returns how far it came; both
 //! loops below look at that count, so that no register is lost silently.
 
+use std::ops::RangeInclusive;
+
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
@@ -11,6 +13,18 @@ use super::{KvmError, Vm, call};
 pub const MSR_IA32_TSC: u32 = 0x10;
 pub const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
 pub const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
+pub const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+
+/// Registers that KVM keeps and does not list: memory types (MTRR: variable, fixed, default) and the
+/// machine check banks, as many as any host has. What a host lacks is left out when it is read.
+const UNLISTED: [RangeInclusive<u32>; 6] = [
+    0x200..=0x20f,
+    0x250..=0x250,
+    0x258..=0x259,
+    0x268..=0x26f,
+    MSR_MTRR_DEF_TYPE..=MSR_MTRR_DEF_TYPE,
+    0x400..=0x47f,
+];
 
 /// One ioctl handles at most 256.
 const CHUNK: usize = 256;
@@ -20,6 +34,9 @@ impl Vm {
     pub fn msrs_to_save(&self) -> Result<Vec<u32>, KvmError> {
         let list = self.kvm.get_msr_index_list().map_err(call("read the list of MSRs"))?;
         let mut indices = list.as_slice().to_vec();
+        indices.extend(UNLISTED.into_iter().flatten());
+        indices.sort_unstable();
+        indices.dedup();
         indices.sort_by_key(|&index| (index == MSR_IA32_TSC_DEADLINE, index != MSR_IA32_TSC));
         Ok(indices)
     }

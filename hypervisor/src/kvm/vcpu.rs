@@ -1,13 +1,12 @@
-//! One vCPU: its registers at a cold boot, and its run loop's single step.
+//! One vCPU and its run loop's single step.
 
 use std::sync::Arc;
 
-use kvm_bindings::{kvm_cpuid_entry2, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use super::KvmError;
 use super::kick::RunPage;
-use super::msr::{self, MSR_IA32_MISC_ENABLE};
-use super::{KvmError, call};
 
 /// Where a guest's port and memory accesses go.
 pub trait GuestBus: Send + Sync {
@@ -67,35 +66,6 @@ impl Vcpu {
 
     pub(super) fn fd_xsave_words(&self) -> usize {
         self.xsave_words
-    }
-
-    /// The state of PVH's boot processor: 32-bit protected mode without paging, flat segments.
-    ///
-    /// (Xen: docs/misc/pvh.pandoc; the start info's address is in EBX.)
-    pub fn set_pvh_entry(&self, entry: u32, start_info: u32) -> Result<(), KvmError> {
-        let mut sregs = self.fd.get_sregs().map_err(call("read SREGS"))?;
-        let data = segment(0x10, 0x3);
-        sregs.cs = segment(0x8, 0xb);
-        (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-        sregs.tr = kvm_segment { limit: 0x67, type_: 0xb, s: 0, g: 0, db: 0, ..segment(0x18, 0xb) };
-        sregs.gdt.limit = 0;
-        sregs.idt.limit = 0;
-        sregs.cr0 = 0x1;
-        sregs.cr4 = 0;
-        sregs.efer = 0;
-        self.fd.set_sregs(&sregs).map_err(call("set SREGS"))?;
-        let regs = kvm_regs {
-            rflags: 0x2,
-            rip: u64::from(entry),
-            rbx: u64::from(start_info),
-            ..Default::default()
-        };
-        self.fd.set_regs(&regs).map_err(call("set REGS"))?;
-        let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
-        self.fd.set_fpu(&fpu).map_err(call("set FPU"))?;
-        // Fast string operations, as firmware would have left them.
-        let misc = kvm_msr_entry { index: MSR_IA32_MISC_ENABLE, data: 1, ..Default::default() };
-        msr::write(&self.fd, self.id, &[misc])
     }
 
     /// Tells a kvm-clock guest that it was stopped on purpose. Guests without it answer EINVAL.
@@ -159,23 +129,5 @@ impl Vcpu {
         };
         let rip = self.fd.get_regs().map_or(0, |regs| regs.rip);
         GuestEnd::Internal(format!("suberror {suberror} ({name}), rip {rip:#x}, vCPU {}", self.id))
-    }
-}
-
-fn segment(selector: u16, type_: u8) -> kvm_segment {
-    kvm_segment {
-        base: 0,
-        limit: 0xffff_ffff,
-        selector,
-        type_,
-        present: 1,
-        dpl: 0,
-        db: 1,
-        s: 1,
-        l: 0,
-        g: 1,
-        avl: 0,
-        unusable: 0,
-        padding: 0,
     }
 }

@@ -73,7 +73,10 @@ impl Vcpu {
         fd.set_mp_state(state.mp_state).map_err(self.named("set MP_STATE"))?;
         self.write_sregs(state)?;
         fd.set_regs(&state.regs).map_err(self.named("set REGS"))?;
-        fd.set_xcrs(&state.xcrs).map_err(self.named("set XCRS"))?;
+        // A host without XSAVE has none, and refuses even to set none.
+        if state.xcrs.nr_xcrs > 0 {
+            fd.set_xcrs(&state.xcrs).map_err(self.named("set XCRS"))?;
+        }
         self.write_xsave(&state.xsave)?;
         fd.set_debug_regs(&state.debug).map_err(self.named("set DEBUGREGS"))?;
         fd.set_lapic(&state.lapic).map_err(self.named("set LAPIC"))?;

@@ -11,8 +11,10 @@ use bellwether_types::StateFileRef;
 
 use super::MachineV1;
 use crate::devices::block::BlockV1;
+use crate::devices::net::NetV1;
 use crate::devices::pci::PciHostV1;
 use crate::devices::power::AcpiPmV1;
+use crate::devices::rng::RngV1;
 use crate::devices::saved::{SavedError, SavedForm, decode, section_name};
 use crate::devices::serial::SerialV1;
 use crate::devices::virtio::VirtioPciV1;
@@ -66,6 +68,8 @@ struct State {
     acpi_pm: AcpiPmV1,
     pci_host: PciHostV1,
     disks: Vec<(VirtioPciV1, BlockV1)>,
+    rng: (VirtioPciV1, RngV1),
+    nics: Vec<(VirtioPciV1, NetV1)>,
     vcpus: Vec<VcpuStateV1>,
     platform: PlatformStateV1,
 }
@@ -142,6 +146,16 @@ impl Machine {
         let disks = (0..self.disks.len())
             .map(|index| Ok((take(&mut sections, Some(index))?, take(&mut sections, Some(index))?)))
             .collect::<Result<_, LoadError>>()?;
+        let rng = (take(&mut sections, Some(self.rng.instance()))?, take(&mut sections, None)?);
+        let nics = self
+            .nics
+            .iter()
+            .enumerate()
+            .map(|(index, nic)| {
+                let transport = take(&mut sections, Some(nic.instance()))?;
+                Ok((transport, take(&mut sections, Some(index))?))
+            })
+            .collect::<Result<_, LoadError>>()?;
         let vcpus = (0..machine.vcpus as usize)
             .map(|index| take(&mut sections, Some(index)))
             .collect::<Result<_, LoadError>>()?;
@@ -152,6 +166,8 @@ impl Machine {
             platform: take(&mut sections, None)?,
             machine,
             disks,
+            rng,
+            nics,
             vcpus,
         };
         sections.finish()?;
@@ -171,8 +187,17 @@ impl Machine {
 
     fn set_devices(&self, state: &State) -> Result<(), LoadError> {
         for (index, (unit, (transport, block))) in self.disks.iter().zip(&state.disks).enumerate() {
-            unit.block.restore(block).map_err(mismatch::<BlockV1>(index))?;
-            unit.transport.restore(transport).map_err(mismatch::<VirtioPciV1>(index))?;
+            unit.block.restore(block).map_err(mismatch::<BlockV1>(Some(index)))?;
+            unit.transport.restore(transport).map_err(mismatch::<VirtioPciV1>(Some(index)))?;
+        }
+        let (transport, rng) = &state.rng;
+        self.rng.device.restore(rng).map_err(mismatch::<RngV1>(None))?;
+        let instance = Some(self.rng.instance());
+        self.rng.transport.restore(transport).map_err(mismatch::<VirtioPciV1>(instance))?;
+        for (index, (unit, (transport, net))) in self.nics.iter().zip(&state.nics).enumerate() {
+            unit.device.restore(net).map_err(mismatch::<NetV1>(Some(index)))?;
+            let instance = Some(unit.instance());
+            unit.transport.restore(transport).map_err(mismatch::<VirtioPciV1>(instance))?;
         }
         self.serial.restore(state.serial.clone())?;
         self.acpi_pm.restore(state.acpi_pm);
@@ -185,6 +210,6 @@ fn take<T: SavedForm>(sections: &mut Sections, instance: Option<usize>) -> Resul
     Ok(decode(&sections.take(&section_name::<T>(instance))?)?)
 }
 
-fn mismatch<T: SavedForm>(index: usize) -> impl Fn(String) -> LoadError {
-    move |why| SavedError::Mismatch { kind: section_name::<T>(Some(index)), why }.into()
+fn mismatch<T: SavedForm>(instance: Option<usize>) -> impl Fn(String) -> LoadError {
+    move |why| SavedError::Mismatch { kind: section_name::<T>(instance), why }.into()
 }

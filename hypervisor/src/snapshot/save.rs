@@ -226,6 +226,13 @@ impl Machine {
             sections.push(encode(Some(index), &unit.transport.save())?);
             sections.push(encode(Some(index), &unit.block.save())?);
         }
+        let rng = &self.rng;
+        sections.push(encode(Some(rng.instance()), &rng.transport.save())?);
+        sections.push(encode(None, &rng.device.save())?);
+        for (index, nic) in self.nics.iter().enumerate() {
+            sections.push(encode(Some(nic.instance()), &nic.transport.save())?);
+            sections.push(encode(Some(index), &nic.device.save())?);
+        }
         for (index, vcpu) in self.vcpus.stopped().enumerate() {
             sections.push(encode(Some(index), &vcpu.save(&self.vm.caps, &self.msrs)?)?);
         }

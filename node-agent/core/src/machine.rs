@@ -311,35 +311,14 @@ impl Machine {
     /// The action for an order about the current incarnation, which lives.
     fn action_on(&self, stamped: &Stamped, current: &Incarnation) -> Result<Action, Refusal> {
         use Phase::{Active, Loaded, Locked, Prepared, Sealed};
-        let wrong = |needs| {
-            Err(Refusal::WrongPhase {
-                vm: self.vm,
-                order: stamped.order.word(),
-                epoch: stamped.epoch,
-                phase: current.phase,
-                needs,
-            })
-        };
+        let wrong = |needs| Err(self.wrong_phase(stamped, current, needs));
         match (&stamped.order, current.phase) {
             (Order::TakeOver, _) if current.locked => {
                 Ok(Action::Answer(Answer::TakenOver { handover: current.handover }))
             }
             (Order::TakeOver, Prepared | Loaded) => Ok(Action::Lock),
             (Order::TakeOver, _) => wrong("one that is prepared or loaded"),
-            (Order::LoadState { hash }, _) if current.loaded == Some(*hash) => {
-                Ok(Action::Answer(Answer::Loaded { load_us: current.load_us }))
-            }
-            (Order::LoadState { .. }, Loaded) => {
-                Err(Refusal::OtherFile { vm: self.vm, epoch: stamped.epoch })
-            }
-            // An earlier one may still arrive, and then nobody could say which of the two it is.
-            (Order::LoadState { hash }, Prepared | Locked)
-                if current.loading.is_some_and(|it| it != *hash) =>
-            {
-                Err(Refusal::OtherFile { vm: self.vm, epoch: stamped.epoch })
-            }
-            (Order::LoadState { .. }, Prepared | Locked) => Ok(Action::Load),
-            (Order::LoadState { .. }, _) => wrong("one that is prepared"),
+            (Order::LoadState { hash }, _) => self.load_on(stamped, current, *hash),
             (Order::Activate { .. }, Prepared | Locked | Loaded) => Ok(Action::Start),
             (Order::Activate { .. }, Active) => {
                 Ok(Action::Answer(Answer::Activated(current.activated.unwrap_or_default())))
@@ -380,6 +359,37 @@ impl Machine {
                 wrong("nothing; it is decided elsewhere")
             }
         }
+    }
+
+    fn load_on(
+        &self,
+        stamped: &Stamped,
+        current: &Incarnation,
+        hash: [u8; 32],
+    ) -> Result<Action, Refusal> {
+        let other = Refusal::OtherFile { vm: self.vm, epoch: stamped.epoch };
+        match current.phase {
+            _ if current.loaded == Some(hash) => {
+                Ok(Action::Answer(Answer::Loaded { load_us: current.load_us }))
+            }
+            Phase::Loaded => Err(other),
+            // An earlier one may still arrive, and then nobody could say which of the two it is.
+            Phase::Prepared | Phase::Locked if current.loading.is_some_and(|it| it != hash) => {
+                Err(other)
+            }
+            Phase::Prepared | Phase::Locked => Ok(Action::Load),
+            _ => Err(self.wrong_phase(stamped, current, "one that is prepared")),
+        }
+    }
+
+    fn wrong_phase(
+        &self,
+        stamped: &Stamped,
+        current: &Incarnation,
+        needs: &'static str,
+    ) -> Refusal {
+        let (vm, order, epoch) = (self.vm, stamped.order.word(), stamped.epoch);
+        Refusal::WrongPhase { vm, order, epoch, phase: current.phase, needs }
     }
 
     /// A saga that has ended asks for nothing; what it asked before may still be on its way.

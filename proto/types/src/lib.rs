@@ -7,6 +7,7 @@
 
 pub mod ids;
 pub mod member;
+pub mod nic;
 pub mod rules;
 pub mod spec;
 pub mod states;
@@ -14,6 +15,7 @@ pub mod watchdog;
 
 pub use ids::{BootId, ClusterId, Epoch, Id, NodeId, TaskId, VmId};
 pub use member::{MemberRole, Ports};
+pub use nic::{Mac, MacError, NicSpec};
 pub use rules::{
     ClusterPatch, ClusterSettings, Failback, PreCopy, RestartLimit, RuleError, Strength, VmPatch,
     VmRules,

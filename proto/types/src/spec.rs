@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::NodeId;
+use crate::nic::{INTERFACE_LEN_MAX, Mac, NicSpec, is_interface_name};
 
 /// The most vCPUs that one VM can have.
 pub const VCPUS_MAX: u32 = 8;
@@ -17,6 +18,8 @@ pub const NAME_LEN_MAX: usize = 63;
 pub const CMDLINE_LEN_MAX: usize = 2048;
 /// The most disks of one VM: PCI slots 1 to 16 behind the host bridge.
 pub const DISKS_MAX: usize = 16;
+/// The most network cards of one VM: PCI slots 18 and up.
+pub const NICS_MAX: usize = 8;
 
 /// How the bytes of a disk image are to be read. Formats are given, never guessed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -53,10 +56,13 @@ pub struct VmSpec {
     pub name: String,
     pub vcpus: u32,
     pub memory_mib: u64,
-    /// An ELF image with a PVH entry, absolute.
+    /// A bzImage, or an ELF image with a PVH entry, absolute.
     pub kernel: PathBuf,
+    /// The initial RAM disk that the kernel is given, absolute.
+    pub initrd: Option<PathBuf>,
     pub cmdline: String,
     pub disks: Vec<DiskSpec>,
+    pub nics: Vec<NicSpec>,
     /// Nodes that may run it; empty means every node.
     pub possible_owners: BTreeSet<NodeId>,
     /// Higher is restarted first.
@@ -83,6 +89,14 @@ pub enum SpecError {
     DiskTwice { name: String, path: String },
     #[error("VM {name}: {count} disks; at most {DISKS_MAX} fit")]
     TooManyDisks { name: String, count: usize },
+    #[error("VM {name}: {count} network cards; at most {NICS_MAX} fit")]
+    TooManyNics { name: String, count: usize },
+    #[error(
+        "VM {name}: no bridge has the name `{bridge}`; give 1 to {INTERFACE_LEN_MAX} characters without `/`, `:`, `%` and spaces"
+    )]
+    Bridge { name: String, bridge: String },
+    #[error("VM {name}: the address {mac} is given to two network cards")]
+    MacTwice { name: String, mac: Mac },
     #[error("VM {name}: the command line has {len} bytes; at most {CMDLINE_LEN_MAX} fit")]
     CmdlineTooLong { name: String, len: usize },
     #[error("VM {name}: the command line contains a NUL byte")]
@@ -108,7 +122,25 @@ impl VmSpec {
         if self.cmdline.contains('\0') {
             return Err(SpecError::CmdlineNul { name: name() });
         }
+        self.validate_nics()?;
         self.validate_paths()
+    }
+
+    fn validate_nics(&self) -> Result<(), SpecError> {
+        let name = || self.name.clone();
+        if self.nics.len() > NICS_MAX {
+            return Err(SpecError::TooManyNics { name: name(), count: self.nics.len() });
+        }
+        let mut seen = BTreeSet::new();
+        for nic in &self.nics {
+            if !is_interface_name(&nic.bridge) {
+                return Err(SpecError::Bridge { name: name(), bridge: nic.bridge.clone() });
+            }
+            if let Some(mac) = nic.mac.filter(|mac| !seen.insert(*mac)) {
+                return Err(SpecError::MacTwice { name: name(), mac });
+            }
+        }
+        Ok(())
     }
 
     fn validate_paths(&self) -> Result<(), SpecError> {
@@ -121,6 +153,7 @@ impl VmSpec {
             }),
         };
         absolute("kernel", &self.kernel)?;
+        self.initrd.iter().try_for_each(|initrd| absolute("initrd", initrd))?;
         if self.disks.len() > DISKS_MAX {
             return Err(SpecError::TooManyDisks {
                 name: self.name.clone(),
@@ -158,8 +191,10 @@ mod tests {
             vcpus: 1,
             memory_mib: 256,
             kernel: "/guests/kernel".into(),
+            initrd: None,
             cmdline: String::new(),
             disks: vec![],
+            nics: vec![],
             possible_owners: BTreeSet::new(),
             priority: 0,
             restart: RestartPolicy::Restart,
@@ -186,9 +221,26 @@ mod tests {
     }
 
     #[test]
+    fn network_cards_have_a_bridge_and_an_address_of_their_own() {
+        let mac: Mac = "02:00:5e:10:00:01".parse().unwrap();
+        let nic = NicSpec { bridge: "br0".into(), mac: Some(mac) };
+        let with = |nics: Vec<NicSpec>| VmSpec { nics, ..spec() }.validate();
+        assert_eq!(with(vec![nic.clone(), NicSpec { mac: None, ..nic.clone() }]), Ok(()));
+        assert!(matches!(with(vec![nic.clone(), nic.clone()]), Err(SpecError::MacTwice { .. })));
+        assert!(matches!(
+            with(vec![NicSpec { mac: None, ..nic.clone() }; 9]),
+            Err(SpecError::TooManyNics { .. })
+        ));
+        let nameless = NicSpec { bridge: String::new(), ..nic };
+        assert!(matches!(with(vec![nameless]), Err(SpecError::Bridge { .. })));
+    }
+
+    #[test]
     fn paths_are_absolute_and_disks_distinct() {
         let relative = VmSpec { kernel: "kernel".into(), ..spec() };
         assert!(matches!(relative.validate(), Err(SpecError::RelativePath { what: "kernel", .. })));
+        let relative = VmSpec { initrd: Some("initrd".into()), ..spec() };
+        assert!(matches!(relative.validate(), Err(SpecError::RelativePath { what: "initrd", .. })));
         let disk = DiskSpec { path: "/d.raw".into(), format: DiskFormat::Raw, read_only: false };
         let twice = VmSpec { disks: vec![disk.clone(), disk], ..spec() };
         assert!(matches!(twice.validate(), Err(SpecError::DiskTwice { .. })));

@@ -67,6 +67,8 @@ impl Guest {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             kernel: self.kernel.display().to_string(),
+            initrd: String::new(),
+            nics: Vec::new(),
             cmdline: self.cmdline.clone(),
             disks: self.disk.iter().map(disk).collect(),
             possible_owners: Vec::new(),

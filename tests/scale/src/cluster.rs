@@ -142,6 +142,8 @@ impl Cluster {
             vcpus: u32::try_from(self.chance.below(2) + 1).unwrap_or(1),
             memory_mib: 512 << self.chance.below(4),
             kernel: "/srv/bellwether/kernel.elf".into(),
+            initrd: None,
+            nics: vec![],
             cmdline: "console=ttyS0 root=/dev/vda".into(),
             disks: vec![disk],
             possible_owners: Default::default(),

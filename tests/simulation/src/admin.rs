@@ -157,6 +157,8 @@ async fn create(world: &Shared, setup: &VmSetup) -> Told {
         vcpus: setup.vcpus,
         memory_mib: setup.memory_mib,
         kernel: "/s/kernel".into(),
+        initrd: None,
+        nics: vec![],
         cmdline: String::new(),
         disks: vec![DiskSpec {
             path: format!("/s/{}", disk_path(id)).into(),

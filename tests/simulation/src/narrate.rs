@@ -129,8 +129,11 @@ pub fn opening(world: &World) {
             format!("{} runs {}", node.name, names(here))
         });
         let idle = state.vms.values().filter(|vm| vm.place.runner().is_none());
-        let idle = idle.map(|vm| format!("VM {} does not run", vm.spec.name));
-        runs.chain(idle).collect()
+        let mut idle: Vec<&str> = idle.map(|vm| vm.spec.name.as_str()).collect();
+        idle.sort_unstable();
+        let idle = (!idle.is_empty()).then(|| format!("not running: {}", idle.join(", ")));
+        let leads = world.leader.get().map(|id| format!("n{id} leads"));
+        leads.into_iter().chain(runs).chain(idle).collect()
     });
     lines.into_iter().for_each(|line| world.say("begin", line));
 }

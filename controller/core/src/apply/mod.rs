@@ -76,7 +76,7 @@ impl State {
             Change::Cordon { node, cordoned } => self.cordon(at, node, cordoned),
             Change::ConfirmDown { node, who } => self.confirm_down(at, node, who),
             Change::CreateVm { id, spec } => {
-                self.create_vm(at, Vm::new(id, spec, VmRules::default(), at))
+                self.create_vm(at, Vm::new(id, spec.into(), VmRules::default(), at))
             }
             Change::BeginTask(request) => self.begin_task(at, request, None),
             Change::Advance { task, step_no, event } => self.advance(at, task, step_no, event),

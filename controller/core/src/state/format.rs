@@ -3,15 +3,17 @@
 //! The encoding has no names, so that a field that is added changes everything behind it. A struct
 //! that has changed since format 1 keeps its old form here, frozen, and becomes today's.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::marker::PhantomData;
+use std::path::PathBuf;
 
 use bellwether_types::{
-    Arbiter, BootId, ClusterSettings, Epoch, FenceProof, NodeId, TaskId, VmId, VmSpec,
+    Arbiter, BootId, ClusterSettings, DiskSpec, Epoch, FenceProof, NodeId, RestartPolicy, TaskId,
+    VmId, VmSpec,
 };
 use serde::de::{Error, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Desired, Index, Liveness, Node, Place, STATE_FORMAT, State, Vm};
 use crate::task::Task;
@@ -170,11 +172,43 @@ impl From<NodeV1> for Node {
     }
 }
 
+/// A specification as format 1 has it; the command `CreateVm` as well.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct VmSpecV1 {
+    pub name: String,
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    pub kernel: PathBuf,
+    pub cmdline: String,
+    pub disks: Vec<DiskSpec>,
+    pub possible_owners: BTreeSet<NodeId>,
+    pub priority: u32,
+    pub restart: RestartPolicy,
+}
+
+impl From<VmSpecV1> for VmSpec {
+    fn from(old: VmSpecV1) -> Self {
+        Self {
+            name: old.name,
+            vcpus: old.vcpus,
+            memory_mib: old.memory_mib,
+            kernel: old.kernel,
+            initrd: None,
+            cmdline: old.cmdline,
+            disks: old.disks,
+            nics: Vec::new(),
+            possible_owners: old.possible_owners,
+            priority: old.priority,
+            restart: old.restart,
+        }
+    }
+}
+
 /// A VM as format 1 has it.
 #[derive(Deserialize)]
 struct VmV1 {
     id: VmId,
-    spec: VmSpec,
+    spec: VmSpecV1,
     desired: Desired,
     paused: bool,
     epoch: Epoch,
@@ -191,7 +225,7 @@ impl From<VmV1> for Vm {
     fn from(old: VmV1) -> Self {
         Self {
             id: old.id,
-            spec: old.spec,
+            spec: old.spec.into(),
             desired: old.desired,
             paused: old.paused,
             epoch: old.epoch,

@@ -1,11 +1,11 @@
 //! What earlier releases wrote is read for ever: a snapshot and the commands of format 1.
 
 use bellwether_types::{
-    BootId, ClusterId, DiskFormat, DiskSpec, MemberRole, NodeId, Ports, RestartPolicy, TaskId,
-    VmId, VmSpec,
+    BootId, ClusterId, DiskFormat, DiskSpec, MemberRole, NodeId, Ports, RestartPolicy, TaskId, VmId,
 };
 
 use crate::command::{Change, Registration};
+use crate::state::VmSpecV1;
 use crate::task::{Measures, StepEvent, TaskRequest};
 use crate::{Command, Member, State, TaskKind};
 
@@ -42,7 +42,7 @@ fn commands() -> Vec<Command> {
         }),
         Change::CreateVm {
             id: vm,
-            spec: VmSpec {
+            spec: VmSpecV1 {
                 name: "web".into(),
                 vcpus: 2,
                 memory_mib: 512,

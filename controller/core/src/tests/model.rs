@@ -166,13 +166,18 @@ impl Model {
             vcpus,
             memory_mib,
             kernel: "/k".into(),
+            initrd: None,
+            nics: vec![],
             cmdline: String::new(),
             disks: vec![],
             possible_owners: BTreeSet::new(),
             priority: 0,
             restart: RestartPolicy::Restart,
         };
-        assert_eq!(self.apply(Change::CreateVm { id, spec }), Outcome::Done);
+        assert_eq!(
+            self.apply(Change::DefineVm { id, spec, rules: Default::default() }),
+            Outcome::Done
+        );
         id
     }
 

@@ -31,18 +31,21 @@ pub trait PciDevice: Send + Sync {
     fn bar_write(&self, offset: u64, data: &[u8]);
 }
 
-/// The devices of bus 0.
+/// The devices of bus 0, each in its slot.
 pub struct PciBus {
-    devices: Vec<Arc<dyn PciDevice>>,
+    slots: Vec<Option<Arc<dyn PciDevice>>>,
 }
 
 impl PciBus {
-    /// A bus with a host bridge in slot 0 and `devices` from slot 1 on.
-    pub fn new(devices: Vec<Arc<dyn PciDevice>>) -> Self {
-        let mut slots: Vec<Arc<dyn PciDevice>> = vec![Arc::new(HostBridge::new())];
-        slots.extend(devices);
-        debug_assert!(slots.len() <= SLOTS);
-        Self { devices: slots }
+    /// A bus with a host bridge in slot 0 and these devices in others.
+    pub fn new(devices: Vec<(usize, Arc<dyn PciDevice>)>) -> Self {
+        let mut slots: Vec<Option<Arc<dyn PciDevice>>> = vec![None; SLOTS];
+        slots[0] = Some(Arc::new(HostBridge::new()));
+        for (slot, device) in devices {
+            debug_assert!(slots[slot].is_none());
+            slots[slot] = Some(device);
+        }
+        Self { slots }
     }
 
     /// Reads from the device that is mapped at `address`; false if there is none.
@@ -58,8 +61,9 @@ impl PciBus {
     }
 
     fn at(&self, address: u64) -> Option<(u64, &dyn PciDevice)> {
-        self.devices
+        self.slots
             .iter()
+            .flatten()
             .find_map(|device| device.bar_offset(address).map(|offset| (offset, device.as_ref())))
     }
 }
@@ -96,7 +100,8 @@ impl ConfigPorts {
         }
         let slot = (address >> 11 & 0x1f) as usize;
         let register = (address & 0xfc) as u8 | (offset & 3) as u8;
-        self.bus.devices.get(slot).map(|device| (device.as_ref(), register))
+        let device = self.bus.slots.get(slot)?.as_ref()?;
+        Some((device.as_ref(), register))
     }
 }
 

@@ -1,6 +1,7 @@
 //! What all virtio devices share (virtio 1.2): the PCI transport, MSI-X, and the device's side.
 
 mod common;
+pub mod engine;
 mod msix;
 mod pci;
 mod saved;

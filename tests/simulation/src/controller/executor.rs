@@ -45,6 +45,13 @@ impl Executor {
                     Some(event) => self.advance(&task, event).await,
                     None => self.wait().await,
                 },
+                // The leader's rounds give nodes to all tasks that wait for one. Each for itself would
+                // choose the same.
+                Action::Advance(StepEvent::Placed { .. } | StepEvent::NoNode { .. })
+                    if task.is_waiting() =>
+                {
+                    self.wait().await;
+                }
                 Action::Advance(event) => self.advance(&task, event).await,
                 Action::Seal { source, load_at } => self.seal(&task, source, load_at).await,
                 action => self.carry_out(&task, action).await,

@@ -159,13 +159,20 @@ fn told(line: &Line) -> Option<Line> {
 /// An attempt that is made again and again for the same reason is told once.
 fn without_repetitions(lines: impl Iterator<Item = Line>) -> Vec<Line> {
     let mut told: BTreeMap<String, String> = BTreeMap::new();
-    lines
-        .filter(|line| {
-            let vm = line.text.split(" goes to ").next().unwrap_or_default().to_owned();
-            line.source != "place"
-                || told.insert(vm, line.text.clone()).as_ref() != Some(&line.text)
-        })
-        .collect()
+    let mut is_news = |line: &Line| {
+        let (vm, rest) = line.text.split_once(" goes to ").unwrap_or_default();
+        if line.source == "place" {
+            let last = told.insert(vm.to_owned(), rest.to_owned());
+            return last.is_none_or(|last| last != rest);
+        }
+        // What begins anew is decided anew.
+        if let Some((_, vm)) = line.text.split_once(" of VM ").filter(|_| line.source == "cluster")
+        {
+            told.remove(&format!("VM {}", vm.split(' ').next().unwrap_or_default()));
+        }
+        true
+    };
+    lines.filter(|line| is_news(line)).collect()
 }
 
 /// Tenths of a second are enough for people, and spare files that say the same a change.
