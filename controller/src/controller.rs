@@ -1,6 +1,7 @@
 //! What every part of the controller shares.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bellwether_core::command::Change;
@@ -16,6 +17,13 @@ use tokio::sync::watch;
 use crate::clock::Clock;
 use crate::links::Links;
 
+/// What an administrator sets for one controller.
+pub struct Settings {
+    pub timing: Timing,
+    pub watchdog: Option<WatchdogTiming>,
+    pub power_dir: PathBuf,
+}
+
 /// One controller of the cluster.
 pub struct Controller {
     pub member: MemberConfig,
@@ -23,6 +31,8 @@ pub struct Controller {
     pub timing: Timing,
     /// The times of the fence proof `watchdog`, if there is one.
     pub watchdog: Option<WatchdogTiming>,
+    /// Where the settings of the nodes' power switches are.
+    pub power_dir: PathBuf,
     pub raft: RaftHandle,
     pub links: Links,
     pub clock: Clock,
@@ -37,15 +47,17 @@ impl Controller {
     pub fn new(
         member: MemberConfig,
         files: IdentityFiles,
-        (timing, watchdog): (Timing, Option<WatchdogTiming>),
+        settings: Settings,
         raft: RaftHandle,
         links: Links,
     ) -> Self {
+        let Settings { timing, watchdog, power_dir } = settings;
         Self {
             member,
             files,
             timing,
             watchdog,
+            power_dir,
             raft,
             links,
             clock: Clock::start(),

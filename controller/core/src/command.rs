@@ -114,6 +114,12 @@ pub enum Change {
         rules: VmRules,
         arbiter: Arbiter,
     },
+    /// A fence agent has switched a node's host off, and its status then said so.
+    SwitchedOff {
+        node: NodeId,
+        boot_id: BootId,
+        device: String,
+    },
 }
 
 impl Change {
@@ -136,7 +142,8 @@ impl Change {
             | Self::ConfirmDown { .. }
             | Self::SetCluster { .. }
             | Self::LiftQuarantine { .. }
-            | Self::NoteWatchdog { .. } => None,
+            | Self::NoteWatchdog { .. }
+            | Self::SwitchedOff { .. } => None,
         }
     }
 }

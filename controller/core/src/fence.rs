@@ -19,6 +19,7 @@ use bellwether_types::{Arbiter, BootId, FenceProof, WatchdogBound, WatchdogTimin
 use serde::{Deserialize, Serialize};
 
 use crate::observe::Observed;
+use crate::power::PowerSwitch;
 use crate::state::{Node, Runner, State};
 
 /// What a node's agent says of its watchdog.
@@ -125,7 +126,8 @@ pub fn yields(observed: &Observed, node: &Node, suspect_after_ms: u64) -> Vec<Yi
         after_ms: Some(suspect_after_ms),
         text: "tried then, and again until the storage gives up the node's locks".into(),
     };
-    vec![storage, by_watchdog(observed, node, suspect_after_ms)]
+    let by_watchdog = by_watchdog(observed, node, suspect_after_ms);
+    vec![storage, by_watchdog, by_power(observed, node, suspect_after_ms)]
 }
 
 fn by_watchdog(observed: &Observed, node: &Node, suspect_after_ms: u64) -> Yield {
@@ -145,6 +147,21 @@ fn by_watchdog(observed: &Observed, node: &Node, suspect_after_ms: u64) -> Yield
         Err(reason) => (None, reason),
     };
     Yield { proof: "watchdog", arbiter: Arbiter::Lease, after_ms, text }
+}
+
+fn by_power(observed: &Observed, node: &Node, suspect_after_ms: u64) -> Yield {
+    let (after_ms, text) = match observed.switches.get(&node.id) {
+        None => (None, "no power switch is configured for it on the leader".to_owned()),
+        Some(PowerSwitch { device, said, .. }) => match said {
+            None => (Some(suspect_after_ms), format!("{device}, not tested yet")),
+            Some((_, Ok(true))) => (Some(suspect_after_ms), format!("{device} says that it is on")),
+            Some((_, Ok(false))) => {
+                (Some(suspect_after_ms), format!("{device} says that it is off"))
+            }
+            Some((_, Err(reason))) => (None, format!("{device}: {reason}")),
+        },
+    };
+    Yield { proof: "power", arbiter: Arbiter::Lease, after_ms, text }
 }
 
 /// Whether a renewal says something new of its node's watchdog, so that it has to be committed

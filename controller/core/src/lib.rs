@@ -25,6 +25,7 @@ pub mod forecast;
 pub mod leading;
 pub mod observe;
 pub mod planner;
+pub mod power;
 pub mod reconcile;
 pub mod saga;
 pub mod state;

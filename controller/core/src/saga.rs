@@ -185,12 +185,27 @@ fn choose(state: &State, observed: &Observed, task: &Task, vm: &Vm, now: u64) ->
 /// Whether a task waits for a node and nothing else, so that the leader's next round of planning
 /// can find one for it.
 pub(crate) fn needs_node(state: &State, observed: &Observed, task: &Task, vm: &Vm) -> bool {
-    let proof = || match (&vm.place, &task.proof) {
+    task.is_waiting()
+        && lost_runner(state, vm).is_none()
+        && !is_about_proof(state, observed, task, vm)
+}
+
+/// Whether the old runner has to be dealt with before a node is of any use.
+fn is_about_proof(state: &State, observed: &Observed, task: &Task, vm: &Vm) -> bool {
+    match (&vm.place, &task.proof) {
         // What time it is does not matter: whether a proof is waited for, or is there.
-        (Place::Revoked(old), None) => prove(state, observed, task, vm, old, 0),
-        _ => None,
-    };
-    task.is_waiting() && lost_runner(state, vm).is_none() && proof().is_none()
+        (Place::Revoked(old), None) => prove(state, observed, task, vm, old, 0).is_some(),
+        _ => false,
+    }
+}
+
+/// Whether this is left to the leader's rounds, which give nodes to all tasks that wait for one: each
+/// for itself would choose the same.
+pub fn is_for_a_round(state: &State, observed: &Observed, task: &Task, action: &Action) -> bool {
+    let chooses =
+        matches!(action, Action::Advance(StepEvent::Placed { .. } | StepEvent::NoNode { .. }));
+    let needs_no_proof = |vm| !is_about_proof(state, observed, task, vm);
+    chooses && task.is_waiting() && state.vms.get(&task.vm).is_some_and(needs_no_proof)
 }
 
 /// Whether a reason has been noted already: saying it again would only make the log grow.
@@ -228,7 +243,7 @@ fn prove(
     }
 }
 
-/// No lock says anything of a VM under the lease arbiter: time has to, or somebody who knows.
+/// No lock says anything of a VM under the lease arbiter: time has to, or a switch, or a person.
 fn await_proof(
     state: &State,
     observed: &Observed,
@@ -238,24 +253,36 @@ fn await_proof(
     now: u64,
 ) -> Action {
     let name = state.node_name(old.node);
-    let reason = match fence::watchdog(state, observed, old, now) {
-        Outlook::Proven(proof) => return Action::Advance(StepEvent::Proven(proof)),
-        Outlook::At(until) => {
-            return match vm.pending.is_some() {
-                true => Action::Wait { until },
-                false => Action::Advance(StepEvent::NoNode {
-                    reason: format!("waiting until the watchdog of {name} has reset it"),
-                }),
-            };
+    let switch = observed.switches.get(&old.node);
+    let none = match (fence::watchdog(state, observed, old, now), switch) {
+        (Outlook::Proven(proof), _) => return Action::Advance(StepEvent::Proven(proof)),
+        (_, Some(switch)) if switch.failure().is_none() => {
+            return soon(vm, u64::MAX, || format!("{} switches {name} off", switch.device));
         }
-        Outlook::Never(reason) => format!(
-            "{name} may be running it, and yields no proof: {reason}. When it is off, say so: \
-             bell node confirm-down {name}"
-        ),
+        (Outlook::At(until), _) => {
+            return soon(vm, until, || {
+                format!("waiting until the watchdog of {name} has reset it")
+            });
+        }
+        (Outlook::Never(none), _) => none,
     };
+    let failure = switch.and_then(|switch| Some((&switch.device, switch.failure()?)));
+    let by_power = failure.map_or_else(String::new, |(device, why)| format!("; {device}: {why}"));
+    let reason = format!(
+        "{name} may be running it, and yields no proof: {none}{by_power}. When it is off, say so: \
+         bell node confirm-down {name}"
+    );
     match is_known(task, vm, &reason) {
         true => Action::Wait { until: u64::MAX },
         false => Action::Advance(StepEvent::NoNode { reason }),
+    }
+}
+
+/// A proof that is on its way; said once, unless a reason stands there already.
+fn soon(vm: &Vm, until: u64, reason: impl FnOnce() -> String) -> Action {
+    match vm.pending.is_some() {
+        true => Action::Wait { until },
+        false => Action::Advance(StepEvent::NoNode { reason: reason() }),
     }
 }
 

@@ -5,6 +5,7 @@
 mod executor;
 mod membership;
 pub mod orders;
+pub mod power;
 mod pre_copy;
 mod strays;
 
@@ -81,6 +82,7 @@ struct Leader {
     carried: BTreeMap<TaskId, tokio::task::Id>,
     attention: Attention,
     strays: strays::Strays,
+    switches: power::Switches,
 }
 
 impl Leader {
@@ -92,6 +94,7 @@ impl Leader {
             carried: BTreeMap::new(),
             attention: Attention::new(leadership.since),
             strays: strays::Strays::default(),
+            switches: power::Switches::new(controller),
         }
     }
 
@@ -110,6 +113,7 @@ impl Leader {
             self.start_what_is_needed().await;
             self.carry_on();
             self.strays.clear(&self.controller, self.leadership);
+            self.switches.look();
             tokio::select! {
                 _ = states.changed() => {}
                 _ = reports.changed() => {}

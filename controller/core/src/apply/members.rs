@@ -277,6 +277,27 @@ impl State {
         Ok(Outcome::Done)
     }
 
+    /// A word about a boot that is over, or about a node that is heard from after all, is no proof.
+    pub(super) fn switched_off(
+        &mut self,
+        at: u64,
+        id: NodeId,
+        boot_id: BootId,
+        device: String,
+    ) -> Applied {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return Ok(Outcome::Unchanged);
+        };
+        let is_silent = matches!(node.liveness, Liveness::Unknown { .. });
+        if !is_silent || node.boot_id != Some(boot_id) {
+            return Ok(Outcome::Unchanged);
+        }
+        let (name, text) = (node.name.clone(), format!("{device} has switched {} off", node.name));
+        node.liveness = Liveness::Fenced { proof: FenceProof::Power { device } };
+        self.event(at, Level::Warn, About::node(&name), text);
+        Ok(Outcome::Done)
+    }
+
     pub(super) fn confirm_down(&mut self, at: u64, id: NodeId, who: String) -> Applied {
         let Some(node) = self.nodes.get_mut(&id) else {
             return Err(Rejection::not_found(format!("there is no node {id}")));

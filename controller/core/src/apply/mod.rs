@@ -87,6 +87,9 @@ impl State {
             Change::DefineVmUnder { id, spec, rules, arbiter } => {
                 self.create_vm(at, Vm { arbiter, ..Vm::new(id, spec, rules, at) })
             }
+            Change::SwitchedOff { node, boot_id, device } => {
+                self.switched_off(at, node, boot_id, device)
+            }
             Change::NoteWatchdog { node, said } => self.note_watchdog(at, node, said),
             Change::SetVm { vm, patch } => self.set_vm(at, vm, patch),
             Change::SetCluster { patch } => self.set_cluster(at, patch),

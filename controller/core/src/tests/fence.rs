@@ -1,4 +1,4 @@
-//! The proof `watchdog`: when it exists, and when it does not.
+//! The proofs `watchdog` and `power`: when they exist, and when they do not.
 
 use bellwether_types::{Arbiter, FenceProof, NodeId, VmId, WatchdogBound, WatchdogTiming};
 
@@ -6,7 +6,9 @@ use super::model::Model;
 use crate::command::Change;
 use crate::contact::{Contact, Next};
 use crate::fence::{NodeWatchdog, Promise, Vigil, yields};
-use crate::{Outcome, Place, TaskKind};
+use crate::power::{PowerSwitch, to_switch_off};
+use crate::saga::{Action, is_for_a_round, next_action};
+use crate::{Outcome, Place, StepEvent, TaskKind};
 
 const BOUND: WatchdogBound = WatchdogBound { watchdog_ms: 5_000, pet_ms: 1_000, stop_ms: 1_000 };
 const WAIT_MS: u64 = 10_000;
@@ -173,4 +175,92 @@ fn a_promise_is_committed_before_anything_is_granted_on_it_and_a_late_one_says_n
     again.confirmed(4);
     again.next(&model.state, 5);
     assert!(matches!(again.next(&model.state, 5), Next::Done { .. }));
+}
+
+fn with_switches(model: &mut Model) {
+    let nodes: Vec<NodeId> = model.hosts.keys().copied().collect();
+    let switch = || PowerSwitch::new("fence_ipmilan".into());
+    model.observed.switches = nodes.into_iter().map(|node| (node, switch())).collect();
+}
+
+fn wanted(model: &Model) -> Vec<NodeId> {
+    let all = to_switch_off(&model.state, &model.observed, model.now);
+    all.into_iter().map(|(node, _)| node).collect()
+}
+
+fn switched_off(model: &mut Model, node: NodeId) -> Outcome {
+    let boot_id = model.state.nodes[&node].boot_id.unwrap();
+    model.apply(Change::SwitchedOff { node, boot_id, device: "fence_ipmilan".into() })
+}
+
+const NO_WATCHDOG: &str = "no watchdog is armed";
+
+#[test]
+fn a_silent_host_is_switched_off_and_its_vm_runs_elsewhere_on_that_proof() {
+    let (mut model, vm, node) = running(Arbiter::Lease, &Err(NO_WATCHDOG.into()));
+    with_switches(&mut model);
+    model.settle(4);
+    assert_eq!(wanted(&model), []);
+    // A host that is heard from is not switched off on anybody's word.
+    assert_eq!(switched_off(&mut model, node), Outcome::Unchanged);
+    model.power_off(node);
+    model.settle(40);
+    assert_eq!(wanted(&model), [node]);
+    assert_eq!(model.state.vms[&vm].last_proof, None);
+    let pending = model.state.vms[&vm].pending.clone().unwrap();
+    assert!(pending.contains("fence_ipmilan switches"), "{pending}");
+    // That is no choice of a node, which is left to the rounds: the task's own executor says it.
+    model.state.vms.get_mut(&vm).unwrap().pending = None;
+    let task = &model.state.tasks[&model.state.vms[&vm].task.unwrap()];
+    let action = next_action(&model.state, &model.observed, task, u64::MAX);
+    assert!(matches!(action, Action::Advance(StepEvent::NoNode { .. })), "{action:?}");
+    assert!(!is_for_a_round(&model.state, &model.observed, task, &action));
+    model.observed.switches.get_mut(&node).unwrap().is_switching = true;
+    assert_eq!(wanted(&model), []);
+
+    let old = bellwether_types::BootId::from_uuid(uuid::Uuid::from_u128(99));
+    let device = "fence_ipmilan".to_owned();
+    let of_old = model.apply(Change::SwitchedOff { node, boot_id: old, device });
+    assert_eq!(of_old, Outcome::Unchanged);
+    assert_eq!(switched_off(&mut model, node), Outcome::Done);
+    model.settle(12);
+    let proof = model.state.vms[&vm].last_proof.clone().unwrap();
+    assert!(matches!(proof, FenceProof::Power { .. }), "{proof}");
+    assert_ne!(model.place(vm).runner().unwrap().node, node);
+}
+
+#[test]
+fn a_switch_that_fails_is_told_of_and_asked_again_after_a_pause() {
+    let (mut model, vm, node) = running(Arbiter::Lease, &Err(NO_WATCHDOG.into()));
+    with_switches(&mut model);
+    let failed = (model.now, Err("no route to host".to_owned()));
+    model.observed.switches.get_mut(&node).unwrap().said = Some(failed);
+    let told = yields(&model.observed, &model.state.nodes[&node], 1_500);
+    let power = told.iter().find(|it| it.proof == "power").unwrap();
+    assert!(power.after_ms.is_none() && power.text.contains("no route to host"), "{power:?}");
+    model.power_off(node);
+    model.settle(80);
+    let asked = (model.now, Err("no route to host".to_owned()));
+    model.observed.switches.get_mut(&node).unwrap().said = Some(asked);
+    model.settle(8);
+    assert_eq!(wanted(&model), []);
+    let pending = model.state.vms[&vm].pending.clone().unwrap();
+    assert!(
+        pending.contains("promised no watchdog")
+            && pending.contains("fence_ipmilan: no route to host"),
+        "{pending}"
+    );
+    model.settle(80);
+    assert_eq!(wanted(&model), [node]);
+    assert_eq!(model.state.vms[&vm].last_proof, None);
+}
+
+#[test]
+fn no_host_is_switched_off_for_a_vm_under_the_storage_arbiter() {
+    let (mut model, vm, node) = running(Arbiter::Storage, &Err(NO_WATCHDOG.into()));
+    with_switches(&mut model);
+    model.hosts.get_mut(&node).unwrap().agent = false;
+    model.settle(100);
+    assert!(matches!(model.place(vm), Place::Revoked(_)));
+    assert_eq!(wanted(&model), []);
 }
