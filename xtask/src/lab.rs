@@ -102,6 +102,11 @@ pub fn run_command(arguments: &[&str]) -> Result<()> {
     )
 }
 
+/// The scenarios of CI, with the programs that the tests have built.
+pub fn standard_set() -> Result<()> {
+    run_command(&["--profile", "dev", "run", "--standard"])
+}
+
 fn is_help(word: &str) -> bool {
     matches!(word, "-h" | "--help")
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::lab::{Lab, STORAGE};
 use crate::scenario::WatchdogWay;
+use crate::supply::Manner;
 use crate::timeline::Timeline;
 
 const DATA: &str = "/var/lib/bellwether";
@@ -190,6 +191,29 @@ pub fn set_watchdog(lab: &Lab, node: &str, way: WatchdogWay) -> Result<()> {
         WatchdogWay::Software => "software",
     };
     lab.exec_ok(node, &["/usr/lib/lab/watchdog", way], COMMAND).map(drop)
+}
+
+/// Gives every controller a power switch of a host, or takes it away from them.
+pub fn set_switch(lab: &Lab, host: &str, manner: Option<Manner>) -> Result<()> {
+    lab.set_switch(host, manner.unwrap_or_default());
+    let directory = format!("{DATA}/controller/power");
+    let file = format!("{directory}/{host}.toml");
+    let settings =
+        format!("agent = \"fence_lab\"\noff_ms = 10000\n[parameters]\nplug = \"{host}\"\n");
+    let owned = "-o bellwether -g bellwether";
+    let (script, input) = match manner {
+        None => (format!("rm -f {file}"), ""),
+        Some(_) => (
+            format!(
+                "install -d {owned} -m 700 {directory} && install {owned} -m 600 /dev/stdin {file}"
+            ),
+            settings.as_str(),
+        ),
+    };
+    for node in lab.nodes() {
+        lab.exec_input(&node, &["sh", "-c", &script], input, COMMAND)?;
+    }
+    Ok(())
 }
 
 /// What the cluster says of a VM.

@@ -49,16 +49,20 @@ pub fn measure(
         line.and_then(|line| since_fault(&line["at_ms"]))
     };
     let lost = events.iter().find(|event| contains(event, "is not heard from"));
-    let newest = heard.incarnations.iter().max_by_key(|((_, epoch), _)| *epoch);
-    let first_tick = newest.and_then(|(_, incarnation)| incarnation.first_tick);
+    let placed = said("is chosen");
+    // The first guest after the choice: later ones may have been moved or restored.
+    let ticks = heard.incarnations.values().filter_map(|it| it.first_tick);
+    let ticks = ticks.map(|tick| tick.as_secs_f64() - fault.as_secs_f64());
+    let ticked =
+        ticks.filter(|tick| placed.is_some_and(|placed| *tick > placed)).min_by(f64::total_cmp);
     Some(Failover {
         vm: task["vm_name"].as_str().unwrap_or_default().to_owned(),
         detected: lost.and_then(|event| since_fault(&event["at_ms"])),
         proof: task["fence_proof"].as_str().unwrap_or_default().to_owned(),
-        placed: said("is chosen"),
+        placed,
         proven: said("proof: "),
         running: since_fault(&task["ended_at_ms"]),
-        ticked: first_tick.map(|tick| tick.as_secs_f64() - fault.as_secs_f64()),
+        ticked,
     })
 }
 
@@ -88,6 +92,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::watch::Incarnation;
 
     #[test]
     fn the_parts_of_a_failover_are_told_apart() {
@@ -106,10 +111,17 @@ mod tests {
         });
         let events = [json!({ "at_ms": at(1_500), "text": "node1 is not heard from; it may" })];
         let fault = Duration::from_secs(10);
-        let found = measure(&task, &events, &Vm::default(), fault, &timeline).unwrap();
+        let mut heard = Vm::default();
+        let ticks = [("node1", 1, 3_000), ("node3", 4, 19_500), ("node1", 5, 40_000)];
+        for (host, epoch, ms) in ticks {
+            let first_tick = Some(Duration::from_millis(ms));
+            let incarnation = Incarnation { first_tick, ..Incarnation::default() };
+            heard.incarnations.insert((host.to_owned(), epoch), incarnation);
+        }
+        let found = measure(&task, &events, &heard, fault, &timeline).unwrap();
         assert_eq!(
             found.to_string(),
-            "web: detected 1.5, placed 6.0, proof storage 8.0, running 9.0, first tick -"
+            "web: detected 1.5, placed 6.0, proof storage 8.0, running 9.0, first tick 9.5"
         );
         let other = json!({ "kind": "start", "outcome": "done" });
         assert_eq!(measure(&other, &events, &Vm::default(), fault, &timeline), None);

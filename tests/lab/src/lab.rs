@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::channel::Channel;
+use crate::channel::{Channel, Heard};
 use crate::console::Console;
 use crate::door::{self, Hands, Request};
 use crate::fabric::{Direction, Fabric, Network, mac};
-use crate::machine::{Image, Machine, Power, Role, Spec, socket};
+use crate::machine::{Image, Machine, Role, Spec, socket};
 use crate::monitor::Monitor;
+use crate::supply::{Manner, Panel, Power};
 use crate::timeline::{LAB, Timeline};
 use crate::traces::Traces;
 use crate::watch::Watch;
@@ -52,6 +53,7 @@ pub struct Lab {
     cuts: BTreeMap<(String, Network), &'static str>,
     /// Hosts that hang, and the boot that does.
     hung: BTreeMap<String, Option<String>>,
+    panel: Panel,
     traces: Traces,
 }
 
@@ -84,6 +86,7 @@ impl Lab {
             watch: Watch::default(),
             cuts: BTreeMap::new(),
             hung: BTreeMap::new(),
+            panel: Panel::default(),
             traces,
         };
         lab.add(plan, Role::Storage, STORAGE.to_owned(), 100)?;
@@ -111,8 +114,11 @@ impl Lab {
         let console = socket(&self.sockets, &name, "console");
         let console = Console::listen(&name, &console, &self.timeline)?;
         let agent = socket(&self.sockets, &name, "agent");
-        let channel = Channel::listen(&name, &agent, &self.timeline, &self.watch)?;
+        let (timeline, watch, panel) =
+            (self.timeline.clone(), self.watch.clone(), self.panel.clone());
+        let channel = Channel::listen(&name, &agent, Heard { timeline, watch, panel })?;
         let machine = Machine::new(spec, plan.image.clone(), &self.sockets, disk);
+        self.panel.add(&name, machine.supply());
         self.hosts.insert(name, Host { machine, channel, console, monitor: Monitor::default() });
         Ok(())
     }
@@ -215,6 +221,12 @@ impl Lab {
         let now = self.timeline.wall_ms();
         let at = format!("@{}.{:03}", now / 1000, now % 1000);
         self.exec_ok(host, &["date", "-s", &at], CLOCK_LIMIT).map(drop)
+    }
+
+    /// How the power switch of a host behaves from here on.
+    pub fn set_switch(&self, host: &str, manner: Manner) {
+        self.note(&format!("the power switch of {host}: {manner:?}"));
+        self.panel.set(host, manner);
     }
 
     pub fn switch_off(&mut self, host: &str) -> Result<()> {

@@ -8,6 +8,7 @@
 //!   channel   <------- control channel ------>  lab agent: runs programs, follows guests
 //!   fabric    <------- a cable per network -->  management, storage, guests
 //!   machine   -------- power, freeze -------->  the process itself
+//!   supply    <------- control channel -------  `fence_lab`, a fence agent: power switches
 //! ```
 #![forbid(unsafe_code)]
 
@@ -23,6 +24,7 @@ pub mod machine;
 pub mod monitor;
 pub mod scenario;
 pub mod shell;
+pub mod supply;
 pub mod timeline;
 pub mod traces;
 pub mod visitor;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::fabric::{Direction, Network};
+use crate::supply::Manner;
 
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -48,6 +49,7 @@ pub enum Step {
     Resume { node: String },
     Reboot { host: String },
     Hang { host: String },
+    Switch { host: String, manner: Option<Manner> },
     Watchdog { host: String, way: WatchdogWay },
     Wait { time: Duration },
     Expect { what: Expectation, within: Duration },
@@ -216,6 +218,7 @@ impl Step {
             ["watchdog", way, target] => {
                 Self::Watchdog { host: host(target), way: WatchdogWay::parse(way)? }
             }
+            ["switch", target, way] => Self::Switch { host: host(target), manner: manner(way)? },
             ["hang", name] => Self::Hang { host: host(name) },
             ["wait", rest @ ..] => Self::Wait { time: time(rest)? },
             ["expect", rest @ ..] => Self::expect(rest)?,
@@ -305,6 +308,17 @@ impl Expectation {
 
 fn network(name: &str) -> Result<Network> {
     Network::parse(name).context("the networks are management, storage and guests")
+}
+
+fn manner(word: &str) -> Result<Option<Manner>> {
+    Ok(Some(match word {
+        "none" => return Ok(None),
+        "works" => Manner::Works,
+        "lies" => Manner::Lies,
+        "fails" => Manner::Fails,
+        "hangs" => Manner::Hangs,
+        _ => bail!("a power switch works, lies, fails, hangs, or there is none"),
+    }))
 }
 
 fn direction(word: &str) -> Result<Direction> {

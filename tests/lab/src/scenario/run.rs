@@ -224,6 +224,7 @@ impl Step {
                 | Self::Wait { .. }
                 | Self::Expect { .. }
                 | Self::Watchdog { .. }
+                | Self::Switch { .. }
         )
     }
 }

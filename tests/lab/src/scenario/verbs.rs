@@ -74,6 +74,10 @@ impl Runner<'_> {
                 let hosts = self.names(host)?;
                 hosts.iter().try_for_each(|host| cluster::set_watchdog(self.lab, host, *way))
             }
+            Step::Switch { host, manner } => {
+                let hosts = self.names(host)?;
+                hosts.iter().try_for_each(|host| cluster::set_switch(self.lab, host, *manner))
+            }
             Step::Hang { host } => self.lab.hang(&self.name(host)?),
             Step::Wait { time } => self.wait(*time),
             Step::Expect { what, within } => self.expect(what, *within),
@@ -84,6 +88,7 @@ impl Runner<'_> {
     pub(super) fn undo(&mut self) -> Result<()> {
         self.lab.exec_ok(STORAGE, &["rm", "-f", BALLAST], COMMAND)?;
         for node in self.lab.nodes() {
+            cluster::set_switch(self.lab, &node, None)?;
             self.lab.set_clock(&node)?;
             let units = ["bellwether-controller", "bellwether-agent"];
             self.lab.exec_ok(&node, &[&["systemctl", "start"][..], &units].concat(), COMMAND)?;
