@@ -145,6 +145,7 @@ impl Machine {
     /// Loads the kernel and sets the boot processor on its entry.
     pub fn prepare_boot(&self) -> Result<(), MachineError> {
         let spec = &self.spec;
+        self.disks.iter().try_for_each(|unit| unit.block.disk().check_format())?;
         let boot = Boot {
             kernel: &spec.kernel,
             initrd: spec.initrd.as_deref(),

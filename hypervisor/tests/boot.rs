@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use bellwether_proto::v1::{PauseRequest, ResumeRequest};
+use bellwether_proto::v1::{Nic, PauseRequest, ResumeRequest};
 use common::{Config, Vmm, assert_refused, disk, guest};
 use tempfile::tempdir;
 use tonic::Code;
@@ -199,8 +199,15 @@ async fn bad_machines_are_refused_at_creation() {
         assert_refused(vmm.create(&config).await, Code::InvalidArgument, &["MiB of memory"]);
     }
     let mut config = Config::new();
-    config.spec().vcpus = 9;
-    assert_refused(vmm.create(&config).await, Code::InvalidArgument, &["9 vCPUs"]);
+    for vcpus in [0, 9, 65] {
+        config.spec().vcpus = vcpus;
+        let words = format!("{vcpus} vCPUs");
+        assert_refused(vmm.create(&config).await, Code::InvalidArgument, &[&words, "1 to 8"]);
+    }
+    let mut config = Config::new();
+    config.spec().nics = vec![Nic { bridge: "bw-nowhere".into(), ..Default::default() }];
+    let words = ["no bridge `bw-nowhere`", "ip link add"];
+    assert_refused(vmm.create(&config).await, Code::NotFound, &words);
     let mut config = Config::new();
     config.request.arbiter = "lease".into();
     assert_refused(vmm.create(&config).await, Code::InvalidArgument, &["lease page"]);
@@ -208,6 +215,27 @@ async fn bad_machines_are_refused_at_creation() {
     vmm.create(&Config::new()).await.unwrap();
     vmm.start(1).await.unwrap();
     vmm.console().await.wait_for("tick 1 ").await;
+}
+
+#[tokio::test]
+async fn an_image_of_another_format_is_refused_before_the_guest_starts() {
+    let directory = tempdir().unwrap();
+    let path = directory.path().join("disk.img");
+    let mut vmm = Vmm::spawn(directory.path()).await;
+    let mut image = vec![0; MIB as usize];
+    image[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    std::fs::write(&path, &image).unwrap();
+    vmm.create(&Config::new().with_disk(&path)).await.unwrap();
+    let words = ["disk.img", "given as raw", "qcow2", "qemu-img convert"];
+    assert_refused(vmm.start(1).await, Code::InvalidArgument, &words);
+    let status = vmm.status().await;
+    assert_eq!((status.state.as_str(), status.locked), ("created", false));
+    assert_eq!(std::fs::read(&path).unwrap(), image);
+    // What it says as a remedy works.
+    image[..8].fill(0);
+    std::fs::write(&path, &image).unwrap();
+    vmm.start(1).await.unwrap();
+    vmm.console().await.wait_for("journal 2").await;
 }
 
 #[tokio::test]
