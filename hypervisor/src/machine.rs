@@ -168,11 +168,13 @@ impl Machine {
         self.gate.release(Hold::NotStarted);
     }
 
-    /// Before the guest goes on after a stop: tells its clock, and kicks every queue both ways.
+    /// Before the guest goes on after a stop: tells its clock, and kicks the serial port, and every
+    /// queue both ways.
     pub fn wake_devices(&self) {
         for vcpu in self.vcpus.idle() {
             vcpu.note_paused();
         }
+        self.serial.kick();
         for transport in self.transports() {
             transport.kick();
         }
