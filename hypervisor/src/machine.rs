@@ -145,6 +145,7 @@ impl Machine {
     /// Loads the kernel and sets the boot processor on its entry.
     pub fn prepare_boot(&self) -> Result<(), MachineError> {
         let spec = &self.spec;
+        self.disks.iter().try_for_each(|unit| unit.block.disk().check_format())?;
         let boot = Boot {
             kernel: &spec.kernel,
             initrd: spec.initrd.as_deref(),
@@ -167,11 +168,13 @@ impl Machine {
         self.gate.release(Hold::NotStarted);
     }
 
-    /// Before the guest goes on after a stop: tells its clock, and kicks every queue both ways.
+    /// Before the guest goes on after a stop: tells its clock, and kicks the serial port, and every
+    /// queue both ways.
     pub fn wake_devices(&self) {
         for vcpu in self.vcpus.idle() {
             vcpu.note_paused();
         }
+        self.serial.kick();
         for transport in self.transports() {
             transport.kick();
         }

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use bellwether_proto::v1::{PauseRequest, ResumeRequest};
+use bellwether_proto::v1::{Nic, PauseRequest, ResumeRequest};
 use common::{Config, Vmm, assert_refused, disk, guest};
 use tempfile::tempdir;
 use tonic::Code;
@@ -35,14 +35,20 @@ async fn the_guest_boots_ticks_and_journals() {
 }
 
 #[tokio::test]
-async fn eight_vcpus_can_be_created_and_the_boot_processor_runs() {
+async fn a_guest_with_64_vcpus_boots_and_is_restored() {
     let directory = tempdir().unwrap();
     let mut config = Config::new();
-    config.spec().vcpus = 8;
-    let mut vmm = Vmm::running(directory.path(), &config, 1).await;
-    vmm.console().await.wait_for("tick 3 ").await;
-    vmm.client.pause(PauseRequest {}).await.unwrap();
-    assert_eq!(vmm.status().await.state, "paused");
+    config.spec().vcpus = 64;
+    let mut source = Vmm::running(directory.path(), &config, 1).await;
+    source.console().await.wait_for("tick 3 ").await;
+    let file = source.save(directory.path(), 1).await.unwrap().file.unwrap();
+    let mut target = Vmm::created(directory.path(), &config).await;
+    target.load(&file).await.unwrap();
+    source.stop().await;
+    target.start(2).await.unwrap();
+    target.console().await.wait_for("pattern ").await;
+    target.client.pause(PauseRequest {}).await.unwrap();
+    assert_eq!(target.status().await.state, "paused");
 }
 
 #[tokio::test]
@@ -199,8 +205,15 @@ async fn bad_machines_are_refused_at_creation() {
         assert_refused(vmm.create(&config).await, Code::InvalidArgument, &["MiB of memory"]);
     }
     let mut config = Config::new();
-    config.spec().vcpus = 9;
-    assert_refused(vmm.create(&config).await, Code::InvalidArgument, &["9 vCPUs"]);
+    for vcpus in [0, 65] {
+        config.spec().vcpus = vcpus;
+        let words = format!("{vcpus} vCPUs");
+        assert_refused(vmm.create(&config).await, Code::InvalidArgument, &[&words, "1 to 64"]);
+    }
+    let mut config = Config::new();
+    config.spec().nics = vec![Nic { bridge: "bw-nowhere".into(), ..Default::default() }];
+    let words = ["no bridge `bw-nowhere`", "ip link add"];
+    assert_refused(vmm.create(&config).await, Code::NotFound, &words);
     let mut config = Config::new();
     config.request.arbiter = "lease".into();
     assert_refused(vmm.create(&config).await, Code::InvalidArgument, &["lease page"]);
@@ -208,6 +221,27 @@ async fn bad_machines_are_refused_at_creation() {
     vmm.create(&Config::new()).await.unwrap();
     vmm.start(1).await.unwrap();
     vmm.console().await.wait_for("tick 1 ").await;
+}
+
+#[tokio::test]
+async fn an_image_of_another_format_is_refused_before_the_guest_starts() {
+    let directory = tempdir().unwrap();
+    let path = directory.path().join("disk.img");
+    let mut vmm = Vmm::spawn(directory.path()).await;
+    let mut image = vec![0; MIB as usize];
+    image[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    std::fs::write(&path, &image).unwrap();
+    vmm.create(&Config::new().with_disk(&path)).await.unwrap();
+    let words = ["disk.img", "given as raw", "qcow2", "qemu-img convert"];
+    assert_refused(vmm.start(1).await, Code::InvalidArgument, &words);
+    let status = vmm.status().await;
+    assert_eq!((status.state.as_str(), status.locked), ("created", false));
+    assert_eq!(std::fs::read(&path).unwrap(), image);
+    // What it says as a remedy works.
+    image[..8].fill(0);
+    std::fs::write(&path, &image).unwrap();
+    vmm.start(1).await.unwrap();
+    vmm.console().await.wait_for("journal 2").await;
 }
 
 #[tokio::test]

@@ -5,11 +5,16 @@
 //! device works.
 #![allow(clippy::unwrap_used)]
 
+mod attack;
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use attack::{
+    DATA, Descriptor, INDIRECT, NEXT, RAM, TABLE, USED, WRITE, at, queue, used, write_queue,
+};
 use bellwether_memory::GuestRam;
 use bellwether_types::{DiskFormat, DiskSpec};
 use bellwether_vmm::devices::block::{Block, Caching, Disk, RequestKind, parse};
@@ -18,40 +23,11 @@ use bellwether_vmm::gate::{Gate, Hold};
 use bellwether_vmm::kvm::Vm;
 use proptest::prelude::*;
 use tempfile::NamedTempFile;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueOwnedT};
 use vm_memory::{Bytes, GuestAddress};
 
-const TABLE: u64 = 0x1000;
-const AVAILABLE: u64 = 0x3000;
-const USED: u64 = 0x4000;
-const DATA: u64 = 0x10000;
-const QUEUE_SIZE: u16 = 16;
 const SECTORS: u64 = 64;
-const RAM: u64 = 2 << 20;
 const FEATURES: u64 = 1 << 32 | 1 << 9;
-
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
-
-#[derive(Clone, Debug)]
-struct Descriptor {
-    address: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
-}
-
-impl Descriptor {
-    fn bytes(&self) -> [u8; 16] {
-        let mut raw = [0; 16];
-        raw[..8].copy_from_slice(&self.address.to_le_bytes());
-        raw[8..12].copy_from_slice(&self.len.to_le_bytes());
-        raw[12..14].copy_from_slice(&self.flags.to_le_bytes());
-        raw[14..].copy_from_slice(&self.next.to_le_bytes());
-        raw
-    }
-}
 
 /// Everything that a driver writes for one chain.
 #[derive(Clone, Debug)]
@@ -116,7 +92,6 @@ fn attack() -> impl Strategy<Value = Attack> {
 
 /// A well-formed request: header, data, status.
 fn valid(kind: u32, sector: u64, data_flags: u16) -> Attack {
-    let at = |address, len, flags, next| Descriptor { address, len, flags, next };
     Attack {
         descriptors: vec![
             at(DATA, 16, NEXT, 1),
@@ -130,27 +105,16 @@ fn valid(kind: u32, sector: u64, data_flags: u16) -> Attack {
     }
 }
 
-/// Writes the rings, the table and a header; returns the queue as the transport would build it.
+/// Writes the queue and a header; returns the queue as the transport would build it.
 fn lay_out(ram: &GuestRam, attack: &Attack) -> Queue {
-    let memory = ram.memory();
-    memory.write_slice(&[0; 0x6000], GuestAddress(TABLE)).unwrap();
-    for (index, descriptor) in (0u64..).zip(&attack.descriptors) {
-        memory.write_slice(&descriptor.bytes(), GuestAddress(TABLE + index * 16)).unwrap();
-    }
-    memory.write_obj(attack.available, GuestAddress(AVAILABLE + 2)).unwrap();
-    memory.write_obj(attack.head, GuestAddress(AVAILABLE + 4)).unwrap();
+    write_queue(ram, &attack.descriptors, &[attack.head], attack.available);
     // Both as a header and as an indirect table, every page of data begins with the same words.
     for page in 0..8 {
         let start = DATA + page * 0x1000;
-        memory.write_obj(attack.kind, GuestAddress(start)).unwrap();
-        memory.write_obj(attack.sector, GuestAddress(start + 8)).unwrap();
+        ram.memory().write_obj(attack.kind, GuestAddress(start)).unwrap();
+        ram.memory().write_obj(attack.sector, GuestAddress(start + 8)).unwrap();
     }
-    let mut queue = Queue::new(QUEUE_SIZE).unwrap();
-    queue.try_set_desc_table_address(GuestAddress(TABLE)).unwrap();
-    queue.try_set_avail_ring_address(GuestAddress(AVAILABLE)).unwrap();
-    queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
-    queue.set_ready(true);
-    queue
+    queue()
 }
 
 struct Device {
@@ -183,9 +147,8 @@ impl Device {
         self.block.queue_events()[0].write(1).unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
-            let used: u16 = self.ram.memory().read_obj(GuestAddress(USED + 2)).unwrap();
             // A chain may make the device write its answer over the ring itself.
-            if used != 0 {
+            if used(&self.ram) != 0 {
                 return true;
             }
             if self.link.needs_reset() || attack.available == 0 {

@@ -90,6 +90,7 @@ make_host() {
     cp "$vmlinuz" "$tree/guest/vmlinuz"
     unpack_kernel "$tree/guest/vmlinux"
     make_guest "$tree/guest/initrd"
+    cp "$check" "$tree/bin/check"
     cp "$here/host-init" "$tree/init"
     cp "$here/jobs" "$tree/jobs"
     pack "$tree" "$work/initrd"

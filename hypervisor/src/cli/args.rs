@@ -52,7 +52,7 @@ pub enum Command {
 /// What a machine is made of.
 #[derive(clap::Args, Debug)]
 pub struct MachineArgs {
-    /// The number of virtual processors, 1 to 8.
+    /// The number of virtual processors, 1 to 64.
     #[arg(long, default_value_t = 1)]
     pub vcpus: u32,
     /// A disk, once for each: path=FILE,format=raw[,readonly]

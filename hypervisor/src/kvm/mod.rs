@@ -40,6 +40,8 @@ pub enum KvmError {
     Call { operation: &'static str, source: io::Error },
     #[error("vCPU {vcpu}: {operation}: {source}")]
     Vcpu { vcpu: u8, operation: &'static str, source: io::Error },
+    #[error("vCPU {vcpu}: set {registers}: {source}")]
+    Registers { vcpu: u8, registers: String, source: io::Error },
     #[error("vCPU {vcpu}: MSR {msr:#x} does not take the value {value:#x}")]
     Msr { vcpu: u8, msr: u32, value: u64 },
     #[error("{what}: {count} do not fit")]

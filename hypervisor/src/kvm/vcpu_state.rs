@@ -45,6 +45,15 @@ impl Vcpu {
         move |source| KvmError::Vcpu { vcpu, operation, source }
     }
 
+    /// For registers whose values decide whether a host takes them.
+    fn refused<'a>(
+        &self,
+        registers: impl Fn() -> String + 'a,
+    ) -> impl Fn(io::Error) -> KvmError + 'a {
+        let vcpu = self.id;
+        move |source| KvmError::Registers { vcpu, registers: registers(), source }
+    }
+
     /// Reads the whole state; the vCPU is outside `KVM_RUN` with no access pending.
     pub fn save(&self, caps: &Capabilities, msrs: &[u32]) -> Result<VcpuStateV1, KvmError> {
         let fd = &self.fd;
@@ -70,12 +79,15 @@ impl Vcpu {
         self.set_cpuid(state.cpuid.clone())?;
         let fd = &self.fd;
         self.set_tsc_khz(state.tsc_khz, caps);
-        fd.set_mp_state(state.mp_state).map_err(self.named("set MP_STATE"))?;
+        let mp_state = state.mp_state.mp_state;
+        let refused = self.refused(|| format!("MP_STATE {mp_state}"));
+        fd.set_mp_state(state.mp_state).map_err(|error| refused(error.into()))?;
         self.write_sregs(state)?;
         fd.set_regs(&state.regs).map_err(self.named("set REGS"))?;
         // A host without XSAVE has none, and refuses even to set none.
         if state.xcrs.nr_xcrs > 0 {
-            fd.set_xcrs(&state.xcrs).map_err(self.named("set XCRS"))?;
+            let refused = self.refused(|| name_xcrs(&state.xcrs));
+            fd.set_xcrs(&state.xcrs).map_err(|error| refused(error.into()))?;
         }
         self.write_xsave(&state.xsave)?;
         fd.set_debug_regs(&state.debug).map_err(self.named("set DEBUGREGS"))?;
@@ -104,12 +116,13 @@ impl Vcpu {
     }
 
     fn write_sregs(&self, state: &VcpuStateV1) -> Result<(), KvmError> {
+        let refused = self.refused(|| name_sregs(&state.sregs));
         let Some(pdptrs) = state.pdptrs else {
-            return self.fd.set_sregs(&state.sregs).map_err(self.named("set SREGS"));
+            return self.fd.set_sregs(&state.sregs).map_err(|error| refused(error.into()));
         };
         // A pending interrupt, which SREGS2 lacks, is in the events as well.
         let sregs = with_pdptrs(&state.sregs, pdptrs);
-        ioctl::set_sregs2(&self.fd, &sregs).map_err(self.named_io("set SREGS2"))
+        ioctl::set_sregs2(&self.fd, &sregs).map_err(refused)
     }
 
     fn read_xsave(&self, caps: &Capabilities) -> Result<Vec<u8>, KvmError> {
@@ -145,8 +158,9 @@ impl Vcpu {
         if let Some(tail) = words.get(plain..) {
             xsave.as_mut_slice()[..tail.len()].copy_from_slice(tail);
         }
+        let refused = self.refused(|| name_xsave(&words));
         // SAFETY: the buffer is at least as large as this host's XSAVE area.
-        unsafe { self.fd.set_xsave2(&xsave) }.map_err(self.named("set XSAVE"))
+        unsafe { self.fd.set_xsave2(&xsave) }.map_err(|error| refused(error.into()))
     }
 
     /// A host that can scale does; on the others the guest's kvm-clock learns the new frequency.
@@ -165,6 +179,24 @@ impl Vcpu {
             );
         }
     }
+}
+
+fn name_sregs(sregs: &kvm_sregs) -> String {
+    let kvm_sregs { cr0, cr3, cr4, efer, apic_base, .. } = sregs;
+    format!("CR0 {cr0:#x}, CR3 {cr3:#x}, CR4 {cr4:#x}, EFER {efer:#x}, APIC base {apic_base:#x}")
+}
+
+fn name_xcrs(xcrs: &kvm_xcrs) -> String {
+    let named = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize);
+    let named = named.map(|register| format!("XCR{} {:#x}", register.xcr, register.value));
+    named.collect::<Vec<_>>().join(", ")
+}
+
+/// MXCSR, and the components that are in the area (Intel SDM 1, 13.4).
+fn name_xsave(words: &[u32]) -> String {
+    let word = |index: usize| words.get(index).copied().unwrap_or(0);
+    let components = u64::from(word(129)) << 32 | u64::from(word(128));
+    format!("XSAVE with MXCSR {:#x} and components {components:#x}", word(6))
 }
 
 fn words_to_bytes(words: &[u32]) -> Vec<u8> {

@@ -7,6 +7,7 @@
 //! | `platform` | interrupt chips, timer, clock |
 //! | `serial`, `acpi-pm`, `pci-host` | devices of which there is one |
 //! | `virtio-pci.N`, `virtio-blk.N` | transport and device of disk N |
+//! | `virtio-rng`, `virtio-net.N` | other devices; their transports count on behind the disks' slots |
 //!
 //! Everything is decoded and checked before anything is changed, so that a file that does not fit
 //! leaves the machine as it was.

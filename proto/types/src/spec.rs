@@ -9,7 +9,7 @@ use crate::ids::NodeId;
 use crate::nic::{INTERFACE_LEN_MAX, Mac, NicSpec, is_interface_name};
 
 /// The most vCPUs that one VM can have.
-pub const VCPUS_MAX: u32 = 8;
+pub const VCPUS_MAX: u32 = 64;
 /// Guest memory is given in steps of a large page.
 pub const MEMORY_STEP_MIB: u64 = 2;
 /// The longest VM name, so that it fits host names, file names and unit names.
@@ -214,7 +214,7 @@ mod tests {
             let refused = VmSpec { memory_mib, ..spec() }.validate();
             assert!(matches!(refused, Err(SpecError::Memory { .. })));
         }
-        for vcpus in [0, 9] {
+        for vcpus in [0, 65] {
             let refused = VmSpec { vcpus, ..spec() }.validate();
             assert!(matches!(refused, Err(SpecError::Vcpus { .. })));
         }

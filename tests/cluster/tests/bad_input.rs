@@ -128,10 +128,10 @@ async fn sizes(cluster: &Cluster) -> Result<()> {
         Err(status) if status.code() == Code::InvalidArgument => {}
         other => bail!("a VM without memory: {other:?}"),
     }
-    let spec = v1::VmSpec { vcpus: 9, ..cluster.guest("bad-size")?.spec() };
+    let spec = v1::VmSpec { vcpus: 65, ..cluster.guest("bad-size")?.spec() };
     match cluster.admin().create_vm(&spec, true).await {
         Err(status) if status.message().contains("vCPUs") => {}
-        other => bail!("a VM with 9 vCPUs: {other:?}"),
+        other => bail!("a VM with 65 vCPUs: {other:?}"),
     }
     Ok(())
 }

@@ -24,7 +24,24 @@ pub enum DiskError {
     Size { path: PathBuf, bytes: u64 },
     #[error("disk {path} is empty")]
     Empty { path: PathBuf },
+    #[error(
+        "disk {path} is given as raw and begins like a {format} image; convert it (`qemu-img convert \
+         -O raw`), or zero its first sector if a raw disk is what it is"
+    )]
+    OtherFormat { path: PathBuf, format: &'static str },
 }
+
+/// How images begin whose sectors are not where a raw image has them. A guest would find no file
+/// system in one, and what it writes would destroy the image.
+const OTHER_FORMATS: [(&[u8], &str); 7] = [
+    (b"QFI\xfb", "qcow2"),
+    (b"QED\0", "QED"),
+    (b"KDMV", "VMDK"),
+    (b"# Disk DescriptorFile", "VMDK"),
+    (b"vhdxfile", "VHDX"),
+    (b"conectix", "VHD"),
+    (b"<<< Oracle VM VirtualBox Disk Image", "VDI"),
+];
 
 /// Whether the host may hold back what the guest wrote until the guest flushes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +90,20 @@ impl Disk {
             read_only: spec.read_only,
             sync_failed: AtomicBool::new(false),
         })
+    }
+
+    /// Refuses what is no raw image, before a guest boots from it. (One that runs may write to its
+    /// first sector what it likes.)
+    pub fn check_format(&self) -> Result<(), DiskError> {
+        let mut start = [0; SECTOR_BYTES as usize];
+        self.read(&mut start, 0).map_err(|source| {
+            let access = if self.read_only { "reading" } else { "reading and writing" };
+            DiskError::Open { path: self.path.clone(), access, source }
+        })?;
+        match OTHER_FORMATS.iter().find(|(magic, _)| start.starts_with(magic)) {
+            Some((_, format)) => Err(DiskError::OtherFormat { path: self.path.clone(), format }),
+            None => Ok(()),
+        }
     }
 
     pub fn index(&self) -> usize {

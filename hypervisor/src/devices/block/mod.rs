@@ -16,7 +16,7 @@ mod saved;
 mod worker;
 
 pub use disk::{Caching, Disk, DiskError, SECTOR_BYTES};
-pub use request::{ChainError, Parsed, Request, RequestKind, parse};
+pub use request::{Parsed, Request, RequestError, RequestKind, parse};
 pub use saved::BlockV1;
 
 use std::io;
@@ -26,12 +26,11 @@ use std::thread;
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::virtio::{FEATURE_INDIRECT, FEATURE_VERSION_1, Link, QueueV1, VirtioDevice};
+use super::virtio::{FEATURE_INDIRECT, FEATURE_VERSION_1, Link, PIECES_MAX, QueueV1, VirtioDevice};
 use crate::GuestMemory;
 use crate::gate::Gate;
 
-pub const QUEUE_SIZE: u16 = 256;
-const QUEUE_SIZES: [u16; 1] = [QUEUE_SIZE];
+const QUEUE_SIZES: [u16; 1] = [256];
 const DEVICE_TYPE: u16 = 2;
 /// Mass storage, SCSI: what drivers expect of virtio-blk.
 const PCI_CLASS: u32 = 0x01_0000;
@@ -158,7 +157,7 @@ impl VirtioDevice for Block {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut image = [0; 24];
         image[..8].copy_from_slice(&self.shared.disk.sectors().to_le_bytes());
-        image[12..16].copy_from_slice(&(u32::from(QUEUE_SIZE) - 2).to_le_bytes());
+        image[12..16].copy_from_slice(&(u32::from(PIECES_MAX) - 2).to_le_bytes());
         image[20..24].copy_from_slice(&(SECTOR_BYTES as u32).to_le_bytes());
         for (at, byte) in (offset as usize..).zip(data) {
             *byte = image.get(at).copied().unwrap_or(0);

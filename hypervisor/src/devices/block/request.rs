@@ -1,16 +1,16 @@
 //! Parsing a descriptor chain into a request.
 //!
-//! Everything here comes from a guest: the chain can be too long, loop, end early, mix directions
-//! or point anywhere. What can still be answered becomes a request that fails; what cannot even
-//! carry a status byte breaks the queue.
+//! Everything here comes from a guest. What can still be answered becomes a request that fails; what
+//! cannot even carry a status byte breaks the queue.
 
 use std::ops::Deref;
 
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{QUEUE_SIZE, SECTOR_BYTES};
+use super::SECTOR_BYTES;
 use crate::GuestMemory;
+use crate::devices::virtio::{Chain, ChainError, Piece};
 
 const HEADER_BYTES: u32 = 16;
 /// One request moves at most this much: more than any driver asks for.
@@ -20,13 +20,6 @@ const TYPE_IN: u32 = 0;
 const TYPE_OUT: u32 = 1;
 const TYPE_FLUSH: u32 = 4;
 const TYPE_GET_ID: u32 = 8;
-
-/// A piece of guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
-    pub address: GuestAddress,
-    pub len: u32,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestKind {
@@ -57,16 +50,14 @@ pub struct Request {
 /// What a chain turned out to be, with the head under which it is returned.
 pub struct Parsed {
     pub head: u16,
-    pub request: Result<Request, ChainError>,
+    pub request: Result<Request, RequestError>,
 }
 
 /// The chain cannot even be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ChainError {
-    #[error("the chain is longer than its queue, loops, or leaves guest memory")]
-    Broken,
-    #[error("a readable descriptor follows a writable one")]
-    Order,
+pub enum RequestError {
+    #[error(transparent)]
+    Chain(#[from] ChainError),
     #[error("there is no writable byte for the status")]
     NoStatus,
 }
@@ -77,47 +68,21 @@ where
     M: Deref<Target = GuestMemory>,
 {
     let head = chain.head_index();
-    Parsed { head, request: collect(chain).and_then(|lists| to_request(lists, memory, sectors)) }
+    let chain = Chain::read(chain).map_err(RequestError::from);
+    Parsed { head, request: chain.and_then(|chain| to_request(chain, memory, sectors)) }
 }
 
-#[derive(Default)]
-struct Lists {
-    readable: Vec<Piece>,
-    writable: Vec<Piece>,
-}
-
-fn collect<M>(chain: DescriptorChain<M>) -> Result<Lists, ChainError>
-where
-    M: Deref<Target = GuestMemory>,
-{
-    let mut lists = Lists::default();
-    let mut ended = false;
-    // The iterator is bounded by the queue's size, or by the size of one indirect table.
-    for (count, descriptor) in chain.enumerate() {
-        if count >= usize::from(QUEUE_SIZE) {
-            return Err(ChainError::Broken);
-        }
-        let piece = Piece { address: descriptor.addr(), len: descriptor.len() };
-        if descriptor.is_write_only() {
-            lists.writable.push(piece);
-        } else if lists.writable.is_empty() {
-            lists.readable.push(piece);
-        } else {
-            return Err(ChainError::Order);
-        }
-        ended = !descriptor.has_next();
-    }
-    // It stops silently where the chain breaks: the last descriptor then promised another.
-    if ended { Ok(lists) } else { Err(ChainError::Broken) }
-}
-
-fn to_request(mut lists: Lists, memory: &GuestMemory, sectors: u64) -> Result<Request, ChainError> {
-    let status = take_last_byte(&mut lists.writable).ok_or(ChainError::NoStatus)?;
-    let (kind, data) = match read_header(&mut lists.readable, memory) {
-        Some((TYPE_IN, sector)) => (None, (lists.writable, sector, false)),
-        Some((TYPE_OUT, sector)) => (None, (lists.readable, sector, true)),
+fn to_request(
+    mut chain: Chain,
+    memory: &GuestMemory,
+    sectors: u64,
+) -> Result<Request, RequestError> {
+    let status = take_last_byte(&mut chain.writable).ok_or(RequestError::NoStatus)?;
+    let (kind, data) = match read_header(&mut chain.readable, memory) {
+        Some((TYPE_IN, sector)) => (None, (chain.writable, sector, false)),
+        Some((TYPE_OUT, sector)) => (None, (chain.readable, sector, true)),
         Some((TYPE_FLUSH, _)) => (Some(RequestKind::Flush), (vec![], 0, false)),
-        Some((TYPE_GET_ID, _)) => (Some(RequestKind::GetId), (lists.writable, 0, false)),
+        Some((TYPE_GET_ID, _)) => (Some(RequestKind::GetId), (chain.writable, 0, false)),
         Some(_) => (Some(RequestKind::Unsupported), (vec![], 0, false)),
         None => (Some(RequestKind::Invalid("the header cannot be read")), (vec![], 0, false)),
     };

@@ -17,8 +17,9 @@ use std::io::ErrorKind;
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::request::{Parsed, Piece, Request, RequestKind, parse};
+use super::request::{Parsed, Request, RequestKind, parse};
 use super::{Active, Shared};
+use crate::devices::virtio::Piece;
 
 const STATUS_OK: u8 = 0;
 const STATUS_IO_ERROR: u8 = 1;

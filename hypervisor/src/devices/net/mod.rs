@@ -19,8 +19,8 @@ use virtio_queue::Queue;
 use vm_memory::Bytes;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::virtio::engine::{Backend, Broken, Chain, Engine, Queues};
-use super::virtio::{FEATURE_INDIRECT, FEATURE_VERSION_1, Link, VirtioDevice};
+use super::virtio::engine::{Backend, Broken, Engine, Queues};
+use super::virtio::{Chain, FEATURE_INDIRECT, FEATURE_VERSION_1, Link, VirtioDevice};
 use crate::GuestMemory;
 use crate::gate::Gate;
 use tap::{HEADER_BYTES, OFFLOAD_CHECKSUM, OFFLOAD_TSO4, OFFLOAD_TSO6};
@@ -156,13 +156,12 @@ impl Cable {
     fn transmit(&mut self, queues: &mut Queues<'_>) -> Result<usize, Broken> {
         for count in 0..BURST {
             let Some(chain) = queues.pop(TRANSMIT)? else { return Ok(count) };
-            let head = chain.head_index();
-            let len = gather(chain, queues.memory, &mut self.packet)?;
+            let len = gather(&chain, queues.memory, &mut self.packet)?;
             // The host refuses what is no packet, or when its queue is full.
             if let Err(error) = self.tap.send(&self.packet[..len]) {
                 tracing::debug!(%error, len, tap = self.tap.name(), "a packet is lost");
             }
-            queues.push(TRANSMIT, head, 0)?;
+            queues.push(TRANSMIT, chain.head, 0)?;
         }
         Ok(BURST)
     }
@@ -180,38 +179,37 @@ impl Cable {
                 }
                 Err(_) => {
                     queues.unpop(RECEIVE);
-                    return Err(Broken("its tap is gone"));
+                    return Err(Broken::Host("its tap is gone"));
                 }
             };
             // The number of buffers: without mergeable buffers it is one.
             self.packet[10..HEADER_BYTES].copy_from_slice(&1u16.to_le_bytes());
-            let head = chain.head_index();
-            let written = scatter(chain, queues.memory, &self.packet[..len])?;
-            queues.push(RECEIVE, head, written)?;
+            let written = scatter(&chain, queues.memory, &self.packet[..len])?;
+            queues.push(RECEIVE, chain.head, written)?;
         }
         Ok(BURST)
     }
 }
 
 /// Copies what the driver sends; a packet that is too large is cut, and the host refuses it.
-fn gather(chain: Chain<'_>, memory: &GuestMemory, packet: &mut [u8]) -> Result<usize, Broken> {
+fn gather(chain: &Chain, memory: &GuestMemory, packet: &mut [u8]) -> Result<usize, Broken> {
     let mut done = 0;
-    for descriptor in chain.readable() {
-        let len = (descriptor.len() as usize).min(packet.len() - done);
+    for &piece in &chain.readable {
+        let len = (piece.len as usize).min(packet.len() - done);
         let part = &mut packet[done..done + len];
-        memory.read_slice(part, descriptor.addr()).map_err(|_| Broken("no guest memory"))?;
+        memory.read_slice(part, piece.address).map_err(|_| Broken::Outside(piece))?;
         done += len;
     }
     Ok(done)
 }
 
 /// Copies a packet to the driver; returns how much of it had room.
-fn scatter(chain: Chain<'_>, memory: &GuestMemory, packet: &[u8]) -> Result<u32, Broken> {
+fn scatter(chain: &Chain, memory: &GuestMemory, packet: &[u8]) -> Result<u32, Broken> {
     let mut done = 0;
-    for descriptor in chain.writable() {
-        let len = (descriptor.len() as usize).min(packet.len() - done);
+    for &piece in &chain.writable {
+        let len = (piece.len as usize).min(packet.len() - done);
         let part = &packet[done..done + len];
-        memory.write_slice(part, descriptor.addr()).map_err(|_| Broken("no guest memory"))?;
+        memory.write_slice(part, piece.address).map_err(|_| Broken::Outside(piece))?;
         done += len;
     }
     Ok(done as u32)

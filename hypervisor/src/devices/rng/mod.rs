@@ -14,8 +14,8 @@ use virtio_queue::Queue;
 use vm_memory::Bytes;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::virtio::engine::{Backend, Broken, Chain, Engine, Queues};
-use super::virtio::{FEATURE_INDIRECT, FEATURE_VERSION_1, Link, VirtioDevice};
+use super::virtio::engine::{Backend, Broken, Engine, Queues};
+use super::virtio::{Chain, FEATURE_INDIRECT, FEATURE_VERSION_1, Link, VirtioDevice};
 use crate::GuestMemory;
 use crate::gate::Gate;
 
@@ -55,22 +55,21 @@ impl Backend for Source {
 
     fn serve(&mut self, queues: &mut Queues<'_>) -> Result<bool, Broken> {
         while let Some(chain) = queues.pop(0)? {
-            let head = chain.head_index();
-            let written = fill(chain, queues.memory)?;
-            queues.push(0, head, written)?;
+            let written = fill(&chain, queues.memory)?;
+            queues.push(0, chain.head, written)?;
         }
         Ok(false)
     }
 }
 
 /// Fills the writable descriptors in their order; returns how many bytes they got.
-fn fill(chain: Chain<'_>, memory: &GuestMemory) -> Result<u32, Broken> {
+fn fill(chain: &Chain, memory: &GuestMemory) -> Result<u32, Broken> {
     let mut written = 0;
-    for descriptor in chain.writable() {
-        let len = (descriptor.len() as usize).min(BYTES_MAX - written);
+    for &piece in &chain.writable {
+        let len = (piece.len as usize).min(BYTES_MAX - written);
         let mut bytes = [0; BYTES_MAX];
         let bytes = random(&mut bytes[..len])?;
-        memory.write_slice(bytes, descriptor.addr()).map_err(|_| Broken("no guest memory"))?;
+        memory.write_slice(bytes, piece.address).map_err(|_| Broken::Outside(piece))?;
         written += bytes.len();
     }
     Ok(written as u32)
@@ -82,7 +81,7 @@ fn random(bytes: &mut [u8]) -> Result<&[u8], Broken> {
         match getrandom(&mut *bytes, GetRandomFlags::empty()) {
             Ok(count) => return Ok(&bytes[..count]),
             Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return Err(Broken("the host gives no random bytes")),
+            Err(_) => return Err(Broken::Host("the host gives no random bytes")),
         }
     }
 }

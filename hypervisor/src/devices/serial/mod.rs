@@ -68,6 +68,17 @@ impl Serial {
         taken
     }
 
+    /// Raises the interrupt again if it is pending. The kernel takes it to the interrupt chips later
+    /// than the chip here raises it, so between two VMMs it may be lost; the chip would not raise it
+    /// again, and a driver would wait for it for ever. An extra one is harmless.
+    pub fn kick(&self) {
+        const NONE_PENDING: u8 = 1;
+        let is_pending = self.lock().uart.state().interrupt_identification & NONE_PENDING == 0;
+        if is_pending && let Err(error) = self.line.trigger() {
+            tracing::warn!(%error, "the interrupt of the serial port cannot be raised");
+        }
+    }
+
     pub fn save(&self) -> SerialV1 {
         let port = self.lock();
         SerialV1::new(&port.uart.state(), port.waiting.iter().copied().collect())
@@ -123,5 +134,40 @@ impl PortDevice for Serial {
             tracing::debug!(?error, "serial output was lost");
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    const DATA: u16 = 0;
+    const INTERRUPT_ENABLE: u16 = 1;
+    const INTERRUPT_IDENTIFICATION: u16 = 2;
+    const TRANSMITTER_EMPTY: u8 = 2;
+
+    fn port() -> (Serial, EventFd) {
+        let interrupt = EventFd::new(EFD_NONBLOCK).unwrap();
+        let seen = interrupt.try_clone().unwrap();
+        (Serial::new(interrupt, Arc::new(Console::new(None))), seen)
+    }
+
+    #[test]
+    fn an_interrupt_that_was_lost_between_two_vmms_is_raised_again() {
+        let (source, raised) = port();
+        source.write(INTERRUPT_ENABLE, &[TRANSMITTER_EMPTY]);
+        source.write(DATA, b"x");
+        raised.read().unwrap();
+        let (target, raised) = port();
+        target.restore(source.save()).unwrap();
+        // What was raised now reached interrupt chips whose state is set afterwards.
+        let _raised_too_early = raised.read();
+        target.kick();
+        assert!(raised.read().is_ok(), "the driver waits for ever");
+        // The driver asks what it was: then it has heard.
+        target.read(INTERRUPT_IDENTIFICATION, &mut [0]);
+        target.kick();
+        assert!(raised.read().is_err());
     }
 }

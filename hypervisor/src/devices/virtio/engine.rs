@@ -17,20 +17,28 @@ use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Link, QueueV1};
+use super::{Chain, ChainError, Link, Piece, QueueV1};
 use crate::GuestMemory;
 use crate::gate::Gate;
 use crate::kvm::kick::borrow_event;
 
-/// A chain of descriptors that its owner must give back.
-pub type Chain<'a> = DescriptorChain<&'a GuestMemory>;
-
 /// The device cannot go on, mostly because the driver broke a queue; it stops until it is reset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Broken(pub &'static str);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    #[error("its available ring promises more than the queue has, or is not in guest memory")]
+    Available,
+    #[error("its used ring has no place for what is given back")]
+    Used,
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    #[error("{} bytes at {:#x} are not in guest memory", .0.len, .0.address.0)]
+    Outside(Piece),
+    #[error("{0}")]
+    Host(&'static str),
+}
 
 /// The part of a device that the thread runs.
 pub trait Backend: Send {
@@ -51,16 +59,14 @@ pub struct Queues<'a> {
     pub features: u64,
 }
 
-impl<'a> Queues<'a> {
-    /// Takes the next chain that the driver has made available.
-    pub fn pop(&mut self, queue: usize) -> Result<Option<Chain<'a>>, Broken> {
+impl Queues<'_> {
+    /// Takes the next chain that the driver has made available; its owner gives it back.
+    pub fn pop(&mut self, queue: usize) -> Result<Option<Chain>, Broken> {
         let Some(queue) = self.queues.get_mut(queue).and_then(Option::as_mut) else {
             return Ok(None);
         };
-        match queue.iter(self.memory) {
-            Ok(mut chains) => Ok(chains.next()),
-            Err(_) => Err(Broken("its ring is not one")),
-        }
+        let next = queue.iter(self.memory).map_err(|_| Broken::Available)?.next();
+        Ok(next.map(Chain::read).transpose()?)
     }
 
     /// Puts back the chain that was taken last, as if it had never been taken.
@@ -74,7 +80,7 @@ impl<'a> Queues<'a> {
     pub fn push(&mut self, queue: usize, head: u16, written: u32) -> Result<(), Broken> {
         let Some(ring) = self.queues.get_mut(queue).and_then(Option::as_mut) else { return Ok(()) };
         self.used[queue] = true;
-        ring.add_used(self.memory, head, written).map_err(|_| Broken("its used ring has no place"))
+        ring.add_used(self.memory, head, written).map_err(|_| Broken::Used)
     }
 }
 
@@ -241,10 +247,10 @@ impl Engine {
         match served {
             Ok(true) => Pass::More,
             Ok(false) => Pass::Done,
-            Err(Broken(why)) => {
+            Err(why) => {
                 tracing::warn!(
                     device = self.name,
-                    why,
+                    %why,
                     "a device stops until its driver resets it"
                 );
                 active.is_broken = true;

@@ -1,11 +1,13 @@
 //! What all virtio devices share (virtio 1.2): the PCI transport, MSI-X, and the device's side.
 
+mod chain;
 mod common;
 pub mod engine;
 mod msix;
 mod pci;
 mod saved;
 
+pub use chain::{Chain, ChainError, PIECES_MAX, Piece};
 pub use common::{COMMON_BYTES, Common};
 pub use msix::Msix;
 pub use pci::VirtioPci;

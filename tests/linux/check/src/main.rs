@@ -1,5 +1,6 @@
 //! Runs in a Linux guest and checks the machine under it, for ever. `check serve` and `check fetch HOST`
-//! are the two ends of a connection whose bytes are known; without a word it is the machine itself:
+//! are the two ends of a connection whose bytes are known, `check disk DEVICE` works on a disk and
+//! `check disk-image FILE` looks at it afterwards; without a word it is the machine itself:
 //!
 //! One thread for each processor works on memory of its own, and on registers: what it computes is
 //! known beforehand. All of them watch the clocks. Whatever is wrong is one line `FATAL …`, and the
@@ -10,6 +11,7 @@
 // The machine's clock is what is being checked.
 #![allow(clippy::disallowed_methods)]
 
+mod disk;
 mod float;
 mod memory;
 mod stream;
@@ -56,7 +58,9 @@ fn main() {
         }
         ["serve"] => stream::serve(),
         ["fetch", host] => stream::fetch(host),
-        _ => Err("usage: check [serve | fetch HOST]".to_owned()),
+        ["disk", device] => disk::load(device),
+        ["disk-image", file] => disk::verify(file),
+        _ => Err("usage: check [serve | fetch HOST | disk DEVICE | disk-image FILE]".to_owned()),
     };
     if let Err(wrong) = outcome {
         fatal(&wrong);
