@@ -101,6 +101,12 @@ pub enum Change {
         request: TaskRequest,
         because: String,
     },
+    /// A VM stays on a node that is drained, for this reason.
+    Stays {
+        vm: VmId,
+        node: NodeId,
+        why: String,
+    },
 }
 
 impl Change {
@@ -110,7 +116,9 @@ impl Change {
             Self::CreateVm { id, .. } | Self::DefineVm { id, .. } => Some(*id),
             Self::BeginTask(request) | Self::Begin { request, .. } => Some(request.vm),
             Self::Advance { task, .. } => state.tasks.get(task).map(|task| task.vm),
-            Self::SetPaused { vm, .. } | Self::SetVm { vm, .. } => Some(*vm),
+            Self::SetPaused { vm, .. } | Self::SetVm { vm, .. } | Self::Stays { vm, .. } => {
+                Some(*vm)
+            }
             Self::InitCluster { .. }
             | Self::CreateToken { .. }
             | Self::RedeemToken { .. }
