@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bellwether_types::{DiskFormat, DiskSpec, Failback, PreCopy, RestartPolicy, Strength};
+use bellwether_types::{Arbiter, DiskFormat, DiskSpec, Failback, PreCopy, RestartPolicy, Strength};
 
 /// Guest memory in MiB from `256M`, `1G`, `1200MiB`.
 ///
@@ -105,6 +105,12 @@ pub fn restart_policy(word: &str) -> Result<RestartPolicy, String> {
         "never" => Ok(RestartPolicy::Never),
         _ => Err(format!("`{word}` is not a policy; give restart or never")),
     }
+}
+
+/// Who decides whether a VM goes on where its node has lost its lease.
+pub fn arbiter(word: &str) -> Result<Arbiter, String> {
+    Arbiter::from_word(word)
+        .ok_or_else(|| format!("`{word}` is not an arbiter; give storage or lease"))
 }
 
 /// When a VM goes back to a node that it prefers.

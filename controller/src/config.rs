@@ -6,6 +6,7 @@ use std::time::Duration;
 use bellwether_core::Timing;
 use bellwether_core::config::TimingError;
 use bellwether_raft::Timers;
+use bellwether_types::{WatchdogTiming, WatchdogTimingError};
 use serde::Deserialize;
 
 /// The file's name in a data directory.
@@ -15,6 +16,8 @@ pub const CONFIG_FILE: &str = "controller.toml";
 #[serde(default, deny_unknown_fields)]
 pub struct ControllerConfig {
     pub timing: Timing,
+    /// Without this section the defaults hold, if they fit `lease_ms`.
+    pub watchdog: Option<WatchdogTiming>,
     pub raft: RaftTimers,
 }
 
@@ -52,6 +55,8 @@ pub enum ConfigError {
     Parse { path: PathBuf, source: Box<toml::de::Error> },
     #[error("{path}: {source}")]
     Timing { path: PathBuf, source: TimingError },
+    #[error("{path}: {source}")]
+    Watchdog { path: PathBuf, source: Box<WatchdogTimingError> },
 }
 
 impl ControllerConfig {
@@ -72,10 +77,20 @@ impl ControllerConfig {
             path: path.clone(),
             source: Box::new(source),
         })?;
-        match config.timing.validate() {
-            Ok(()) => Ok(config),
-            Err(source) => Err(ConfigError::Timing { path, source }),
+        if let Err(source) = config.timing.validate() {
+            return Err(ConfigError::Timing { path, source });
         }
+        match config.watchdog.map(|watchdog| watchdog.validate(config.timing.lease_ms)) {
+            Some(Err(source)) => Err(ConfigError::Watchdog { path, source: Box::new(source) }),
+            Some(Ok(())) | None => Ok(config),
+        }
+    }
+
+    /// The times of the fence proof `watchdog`; none if nobody gave any and the defaults do not fit.
+    pub fn watchdog_timing(&self) -> Option<WatchdogTiming> {
+        let default = WatchdogTiming::default();
+        let fits = default.validate(self.timing.lease_ms).is_ok();
+        self.watchdog.or_else(|| fits.then_some(default))
     }
 }
 
@@ -94,5 +109,14 @@ mod tests {
         assert!(unknown.contains("leese_ms"), "{unknown}");
         let breaks = parse("[timing]\nlease_ms = 9000\n").unwrap_err().to_string();
         assert!(breaks.contains("suspect_after_ms"), "{breaks}");
+    }
+
+    #[test]
+    fn watchdog_times_that_prove_nothing_are_refused_and_defaults_only_used_where_they_fit() {
+        let short = parse("[watchdog]\nwait_ms = 8000\n").unwrap_err().to_string();
+        assert!(short.contains("W >= (1+d) * max(") && short.contains("8924"), "{short}");
+        assert_eq!(parse("").unwrap().watchdog_timing(), Some(WatchdogTiming::default()));
+        let slow = parse("[timing]\nlease_ms = 6000\nsuspect_after_ms = 4000\n").unwrap();
+        assert_eq!(slow.watchdog_timing(), None);
     }
 }

@@ -1,6 +1,7 @@
 //! What every part of the controller shares.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bellwether_core::command::Change;
@@ -10,17 +11,28 @@ use bellwether_core::{Command, Observed, Outcome, State, Timing};
 use bellwether_member::MemberConfig;
 use bellwether_pki::IdentityFiles;
 use bellwether_raft::{ProposeError, RaftHandle};
-use bellwether_types::{NodeId, TaskId};
+use bellwether_types::{NodeId, TaskId, WatchdogTiming};
 use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::links::Links;
+
+/// What an administrator sets for one controller.
+pub struct Settings {
+    pub timing: Timing,
+    pub watchdog: Option<WatchdogTiming>,
+    pub power_dir: PathBuf,
+}
 
 /// One controller of the cluster.
 pub struct Controller {
     pub member: MemberConfig,
     pub files: IdentityFiles,
     pub timing: Timing,
+    /// The times of the fence proof `watchdog`, if there is one.
+    pub watchdog: Option<WatchdogTiming>,
+    /// Where the settings of the nodes' power switches are.
+    pub power_dir: PathBuf,
     pub raft: RaftHandle,
     pub links: Links,
     pub clock: Clock,
@@ -35,14 +47,17 @@ impl Controller {
     pub fn new(
         member: MemberConfig,
         files: IdentityFiles,
-        timing: Timing,
+        settings: Settings,
         raft: RaftHandle,
         links: Links,
     ) -> Self {
+        let Settings { timing, watchdog, power_dir } = settings;
         Self {
             member,
             files,
             timing,
+            watchdog,
+            power_dir,
             raft,
             links,
             clock: Clock::start(),

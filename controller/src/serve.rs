@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tonic::transport::Server;
 
 use crate::config::ControllerConfig;
-use crate::controller::Controller;
+use crate::controller::{Controller, Settings};
 use crate::forward::ForwardLayer;
 use crate::links::Links;
 use crate::{api, lead};
@@ -35,7 +35,12 @@ pub async fn run(data_dir: &Path) -> anyhow::Result<()> {
     let ports = Listeners::bind(&member).await?;
     let raft = start_raft(data_dir, &member, &config, &files).await?;
     let links = Links::new(&files)?;
-    let controller = Arc::new(Controller::new(member, files, config.timing, raft, links));
+    let settings = Settings {
+        timing: config.timing.clone(),
+        watchdog: config.watchdog_timing(),
+        power_dir: data_dir.join(lead::power::DIRECTORY),
+    };
+    let controller = Arc::new(Controller::new(member, files, settings, raft, links));
 
     let mut tasks = JoinSet::new();
     ports.serve(&controller, &mut tasks)?;

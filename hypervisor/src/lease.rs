@@ -8,8 +8,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ pub struct LeaseGuard {
     epoch: AtomicU64,
     gate: Arc<Gate>,
     nudge: OwnedFd,
+    /// Taken to change what the page says of the guest, and to let it go on.
+    telling: Mutex<()>,
 }
 
 impl LeaseGuard {
@@ -48,7 +50,8 @@ impl LeaseGuard {
     ) -> io::Result<Arc<Self>> {
         let nudge = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let has_page = page.is_some();
-        let guard = Arc::new(Self { arbiter, page, epoch: AtomicU64::new(0), gate, nudge });
+        let epoch = AtomicU64::new(0);
+        let guard = Arc::new(Self { arbiter, page, epoch, gate, nudge, telling: Mutex::new(()) });
         if has_page {
             let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC)?;
             let (watcher, permit) = (Arc::clone(&guard), Arc::clone(&guard));
@@ -110,8 +113,31 @@ impl LeaseGuard {
             self.gate.hold(reason);
             tracing::warn!(epoch, ?reason, deadline_ns = self.deadline_ns(), "the guest is held");
         } else {
+            let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+            self.tell(false);
             self.gate.release(reason);
             tracing::info!(epoch, ?reason, deadline_ns = self.deadline_ns(), "the guest goes on");
+        }
+    }
+
+    /// Tells the fencer that there is nothing to kill: no vCPU is in the guest and no disk has a
+    /// request outstanding, and neither begins again before this has been taken back.
+    fn tell_if_stopped(&self) {
+        let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        let stopped = self.gate.is_held(Hold::Lease)
+            && self.gate.wait_vcpus_out(Duration::ZERO)
+            && self.gate.wait_disks_idle(Duration::ZERO);
+        if stopped {
+            self.tell(true);
+        }
+    }
+
+    fn tell(&self, held: bool) {
+        let Some(page) = self.page.as_ref().filter(|_| self.arbiter == Arbiter::Lease) else {
+            return;
+        };
+        if let Err(error) = page.set_held(held) {
+            tracing::error!(%error, held, "the fencer cannot be told; it may kill this VMM");
         }
     }
 
@@ -122,7 +148,11 @@ impl LeaseGuard {
 
     fn watch(&self, timer: &OwnedFd) {
         loop {
-            let wake_at = match self.enforce() {
+            let verdict = self.enforce();
+            if verdict == Verdict::Expired {
+                self.tell_if_stopped();
+            }
+            let wake_at = match verdict {
                 Verdict::Valid { until_ns: Some(deadline) } => deadline,
                 Verdict::Valid { until_ns: None } => {
                     clock::boottime_ns() + EPOCH_POLL.as_nanos() as u64

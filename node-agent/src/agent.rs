@@ -21,6 +21,7 @@ use crate::board::Board;
 use crate::capacity;
 use crate::config::AgentConfig;
 use crate::desk::Desk;
+use crate::fencing::Fencing;
 use crate::heartbeat::Watch;
 use crate::launch::Launcher;
 use crate::node::Node;
@@ -97,6 +98,7 @@ fn make_node(member: &MemberConfig, config: &AgentConfig) -> anyhow::Result<Node
     let runtime = Arc::new(RuntimeDir::open(&config.runtime_dir)?);
     let terms = Terms::open(Arc::clone(&runtime), member.cluster_id)?;
     let launcher = Launcher::new(config.find_vmm()?);
+    let fencing = Fencing::new(&config.runtime_dir);
     Ok(Node {
         id: member.id,
         name: member.name.clone(),
@@ -106,8 +108,10 @@ fn make_node(member: &MemberConfig, config: &AgentConfig) -> anyhow::Result<Node
         terms,
         launcher,
         desk: Desk::new(boot_id),
+        fencing,
         board: Board::default(),
         status_interval: Duration::from_millis(config.status_interval_ms),
+        patience: config.patience,
     })
 }
 

@@ -31,6 +31,8 @@ pub struct AgentConfig {
     pub renew_interval_ms: Option<u64>,
     /// Between two looks at the status of a VMM.
     pub status_interval_ms: u64,
+    /// How many times longer than usual a VMM may take for what it is told: for very slow hosts.
+    pub patience: u32,
     /// How long this node alone hears no controller before it hands its VMs over: seals them on the
     /// storage, so that others run them on. 0 for never.
     pub handover_after_ms: u64,
@@ -47,6 +49,7 @@ impl Default for AgentConfig {
             boot_id_path: "/proc/sys/kernel/random/boot_id".into(),
             renew_interval_ms: None,
             status_interval_ms: 250,
+            patience: 1,
             handover_after_ms: 30_000,
         }
     }
@@ -97,6 +100,9 @@ impl AgentConfig {
             && !(10..=20_000).contains(&ms)
         {
             return refuse("renew_interval_ms", ms.to_string(), "give 10 to 20000");
+        }
+        if !(1..=20).contains(&self.patience) {
+            return refuse("patience", self.patience.to_string(), "give 1 to 20");
         }
         if !self.runtime_dir.is_absolute() {
             let value = self.runtime_dir.display().to_string();
@@ -161,6 +167,7 @@ mod tests {
             ("runtime_dir = \"x\"", "absolute"),
             ("vcpu_overcommit = 0", "vcpu_overcommit"),
             ("status_interval_ms = 1", "status_interval_ms"),
+            ("patience = 0", "patience"),
         ] {
             let refused = load(text).unwrap_err().to_string();
             assert!(refused.contains(part), "{text}: {refused}");

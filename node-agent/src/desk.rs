@@ -28,6 +28,9 @@ struct Inner {
     lease: Lease,
     last_contact: Option<Stamp>,
     lease_ms: u64,
+    /// The newest request, and the one whose answer brought `grants`.
+    asked: u64,
+    answered: u64,
     /// The last that was heard of a quorum.
     pulse: Option<Pulse>,
     /// The cluster's storage, once it was told.
@@ -43,6 +46,8 @@ impl Desk {
             lease,
             last_contact: None,
             lease_ms: 0,
+            asked: 0,
+            answered: 0,
             pulse: None,
             storage: None,
             grants: HashMap::new(),
@@ -87,7 +92,15 @@ impl Desk {
 
     /// A new request, stamped before it is sent.
     pub fn request(&self) -> LeaseRequest {
-        self.lock().lease.request(clock::now())
+        let mut inner = self.lock();
+        let request = inner.lease.request(clock::now());
+        inner.asked = request.nonce;
+        request
+    }
+
+    /// The request before the next one.
+    pub fn newest_request(&self) -> u64 {
+        self.lock().asked
     }
 
     /// An answer has come: extends the lease and writes the pages of the VMs that are granted. A
@@ -101,6 +114,7 @@ impl Desk {
         inner.last_contact = Some(clock::now());
         inner.lease_ms = lease_ms;
         inner.grants = grants;
+        inner.answered = nonce;
         if inner.lease.is_live(clock::now()) {
             inner.write_pages();
         }
@@ -142,12 +156,13 @@ impl Desk {
         inner.write_page(vm, epoch, deadline_ns);
     }
 
-    /// Waits until a lease that names this VM and epoch is live and on its page.
-    pub async fn granted(&self, vm: VmId, epoch: Epoch, at_most: Duration) -> bool {
+    /// Waits until a lease that names this VM and epoch is live and on its page, by the answer to a
+    /// request after this one.
+    pub async fn granted(&self, vm: VmId, epoch: Epoch, after: u64, at_most: Duration) -> bool {
         let mut answers = self.answers.subscribe();
         let granted = async {
             loop {
-                if self.is_granted(vm, epoch) {
+                if self.is_granted(vm, epoch, after) {
                     return;
                 }
                 if answers.changed().await.is_err() {
@@ -158,9 +173,11 @@ impl Desk {
         tokio::time::timeout(at_most, granted).await.is_ok()
     }
 
-    fn is_granted(&self, vm: VmId, epoch: Epoch) -> bool {
+    fn is_granted(&self, vm: VmId, epoch: Epoch, after: u64) -> bool {
         let inner = self.lock();
-        inner.grants.get(&vm) == Some(&epoch) && inner.lease.is_live(clock::now())
+        inner.answered > after
+            && inner.grants.get(&vm) == Some(&epoch)
+            && inner.lease.is_live(clock::now())
     }
 }
 

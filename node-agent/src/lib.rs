@@ -11,6 +11,7 @@
 //! - [`service`]: the Agent service (`agent.proto`), for controllers only.
 //! - [`registry`], [`owner`]: who may do what to which VM; decisions are in `bellwether-agent-core`.
 //! - [`renewal`], [`desk`], [`board`]: registration, lease, grants and observations.
+//! - [`fencing`]: what the fencer promises, and the grants that it pets the watchdog under.
 //! - [`launch`], [`process`], [`runtime_dir`], [`vmm`]: processes that outlive the agent.
 //! - [`heartbeat`]: on the storage; what this node does when it alone hears no controller.
 //! - [`storage`], [`inspect`]: the shared storage.
@@ -29,6 +30,7 @@ pub mod clock;
 pub mod config;
 pub mod desk;
 mod failpoints;
+pub mod fencing;
 pub mod heartbeat;
 pub mod inspect;
 pub mod launch;

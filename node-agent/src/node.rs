@@ -7,6 +7,7 @@ use bellwether_types::{BootId, ClusterId, NodeId};
 
 use crate::board::Board;
 use crate::desk::Desk;
+use crate::fencing::Fencing;
 use crate::launch::Launcher;
 use crate::runtime_dir::RuntimeDir;
 use crate::terms::Terms;
@@ -22,6 +23,16 @@ pub struct Node {
     pub terms: Terms,
     pub launcher: Launcher,
     pub desk: Desk,
+    pub fencing: Fencing,
     pub board: Board,
     pub status_interval: Duration,
+    /// See `agent.toml`.
+    pub patience: u32,
+}
+
+impl Node {
+    /// How long a VMM may take here for what takes it at most `usual` on an ordinary host.
+    pub fn allow(&self, usual: Duration) -> Duration {
+        usual.saturating_mul(self.patience)
+    }
 }

@@ -155,8 +155,10 @@ impl Renewal {
 
     fn answer_max(&self) -> Duration {
         match self.lease_ms {
-            0 => ANSWER_MAX,
-            lease_ms => Duration::from_millis(lease_ms / 6).clamp(ANSWER_MIN, ANSWER_MAX),
+            0 => self.node.allow(ANSWER_MAX),
+            lease_ms => {
+                Duration::from_millis(lease_ms / 6).clamp(ANSWER_MIN, self.node.allow(ANSWER_MAX))
+            }
         }
     }
 
@@ -200,8 +202,12 @@ impl Renewal {
         let mut client = self.client()?;
         let vms = self.observations();
         let stamped = self.node.desk.request();
-        let request =
-            v1::RenewRequest { boot_id: stamped.boot_id.to_string(), nonce: stamped.nonce, vms };
+        let request = v1::RenewRequest {
+            boot_id: stamped.boot_id.to_string(),
+            nonce: stamped.nonce,
+            vms,
+            watchdog: Some(self.node.fencing.promise()),
+        };
         let reply = answered(self.answer_max(), client.renew(request)).await?;
         if let Err(error) = self.node.terms.hear(reply.term) {
             tracing::error!(node_id = %self.node.id, %error, "cannot remember the leader's term");
@@ -213,6 +219,9 @@ impl Renewal {
         let answer = self.node.desk.answer(reply.nonce, reply.lease_ms, grants(&reply.grants));
         if answer == LeaseAnswer::NotAsked {
             return Err(Status::internal("the controller answered another request"));
+        }
+        if matches!(answer, LeaseAnswer::Granted { .. }) {
+            self.node.fencing.granted(reply.term, stamped.stamp);
         }
         self.node.desk.hear_pulse(Pulse { term: reply.term, ms: reply.pulse_ms });
         self.learn(&reply.controllers);

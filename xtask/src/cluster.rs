@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 
 use crate::command::{cargo, guest_cargo, options, run, target_dir};
-use crate::{scale, setup};
+use crate::{lab, scale, setup};
 
 const DEMO_HELP: &str = "\
 Three nodes on this machine run, move and rescue a real VM.
@@ -14,6 +14,7 @@ Builds what is needed, starts a cluster of three nodes (each with a controller a
 own, mutual TLS between all of them, a shared directory as storage), and then creates a VM, moves
 it, kills its node, kills the leader, brings the node back, and saves and restores the VM. Each
 claim is checked; the exit status is 0 only if all of them hold. It leaves nothing behind.
+Where this machine offers no KVM, the same is done on emulated hosts (`cargo xtask lab`).
 
 Options:
   --json   Print the measurements as one JSON object on standard output
@@ -68,7 +69,24 @@ pub fn demo(arguments: &[&str]) -> Result<()> {
     if !options(arguments, &["--json", "--keep", "--debug"], DEMO_HELP)? {
         return Ok(());
     }
+    if let Err(error) = setup::check_kvm() {
+        println!(
+            "{error:#}\n\nSo the demonstration runs on emulated hosts, whose processors have AMD-V: it takes \
+             minutes, and its times mean nothing. docs/lab.md tells more.\n"
+        );
+        return demo_in_lab(arguments);
+    }
     launch("bellwether-demo", arguments)
+}
+
+/// The same on hosts of the lab; they need no KVM of this machine.
+fn demo_in_lab(arguments: &[&str]) -> Result<()> {
+    if arguments.contains(&"--keep") {
+        return lab::run_command(&["up", "--keep"]);
+    }
+    let mut words = vec!["run", "demo"];
+    words.extend(arguments.iter().filter(|word| **word == "--json"));
+    lab::run_command(&words)
 }
 
 pub fn bench(arguments: &[&str]) -> Result<()> {

@@ -32,9 +32,38 @@ pub fn guest_cargo(arguments: &[&str]) -> Command {
 
 /// Where programs are built.
 pub fn target_dir(debug: bool) -> PathBuf {
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into);
-    target.join(if debug { "debug" } else { "release" })
+    let profile = if debug { Profile::Dev } else { Profile::Release };
+    profile.directory()
+}
+
+/// How programs are built.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Profile {
+    Release,
+    Dev,
+    /// Quicker to make than a release, quicker to run than a debug build.
+    Lab,
+}
+
+impl Profile {
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Release, Self::Dev, Self::Lab].into_iter().find(|it| it.name() == name)
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Dev => "dev",
+            Self::Lab => "lab",
+        }
+    }
+
+    /// Where cargo leaves the programs.
+    pub fn directory(self) -> PathBuf {
+        let target =
+            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into);
+        target.join(if self == Self::Dev { "debug" } else { self.name() })
+    }
 }
 
 /// Runs a program that has to succeed, and says which it is.

@@ -1,9 +1,9 @@
 //! `cargo xtask lab`: makes what the lab's hosts boot from, and starts the lab.
 //!
 //! ```text
-//! deploy/lab/image.sh   Debian's packages       ->  <target>/lab/<recipe>/   kept until the recipe changes
+//! deploy/lab/image.sh   Debian's packages       ->  <target>/lab-hosts/   kept until the recipe changes
 //! cargo xtask package   our programs            ->  <target>/package/
-//! deploy/lab/layer.sh   ours, over Debian       ->  <target>/lab/layer.ext4  every time
+//! deploy/lab/layer.sh   ours, over Debian       ->  <target>/lab-hosts/   every time
 //! bellwether-lab        machines, networks, cluster, scenarios
 //! ```
 
@@ -15,23 +15,41 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::cluster::build_guest;
-use crate::command::{cargo, root, run, target_dir};
+use crate::command::{Profile, cargo, root, run};
 use crate::{package, setup};
 
 const HELP: &str = "\
 A cluster of real hosts on this machine: each host is a QEMU machine with Debian's kernel and KVM,
 all under software emulation, so that this machine needs neither /dev/kvm nor root.
 
-Usage: cargo xtask lab <command> [options]
+Usage: cargo xtask lab [--profile PROFILE] <command> [options]
 
 Commands:
-  up         Boot three hosts and a storage host, make a cluster, and take commands
-  run        Run scenarios: `run power-loss freeze-and-thaw`, `run FILE`, `run --standard [--json]`
-  scenarios  Name the standard scenarios
+  up         Boot hosts, make a cluster of them, and take commands
+             [--nodes N]  hosts beside the storage host, 1 to 5; 3 if nothing is said
+             [--keep]     leave it running in the background
+  run        Run scenarios: `run power-loss freeze-and-thaw`, `run FILE`, `run --standard`, `run --all`
+             [--json]     print what was measured
+             [--times N]  run each of them so often
+  scenarios  Name the scenarios
   image      Only make what the hosts boot from
 
+With a lab that is up (another terminal, or `up --keep`):
+  list       Hosts, power, cables
+  ssh NODE [COMMAND]  Run a command in a host, or open a root shell there
+  console NODE        Watch a host's serial console; Ctrl-] leaves it
+  do STEP    Do a step of a scenario: `do power off node2`
+  down       End it. Nothing of it is left
+
 Options, before the command:
-  --debug    Pack the debug build of our programs: quicker to make, much slower in the hosts
+  --profile PROFILE  How our programs are built: `lab` (the default), `release`, or `dev`, which takes
+                     what `cargo xtask test` has built and is slow in the hosts
+
+Example:
+  cargo xtask lab up --keep
+  cargo xtask lab ssh node1 bell node list
+  cargo xtask lab run power-loss
+  cargo xtask lab down
 
 Needs about 3 GiB of memory, and packages that it installs if they are missing (qemu-system-x86,
 mmdebstrap, busybox-static). The first time it downloads 150 MB of Debian packages; LAB_MIRROR names
@@ -39,49 +57,78 @@ another mirror. docs/lab.md explains steps and files.";
 
 /// Directories in which the same bytes must be for an image to be the same.
 const RECIPE: &str = "deploy/lab";
+/// Commands that boot something.
+const BOOTING: [&str; 3] = ["up", "run", "image"];
 
 pub fn run_command(arguments: &[&str]) -> Result<()> {
-    let debug = arguments.first() == Some(&"--debug");
-    let arguments = if debug { &arguments[1..] } else { arguments };
-    match arguments.first() {
+    let (profile, arguments) = match arguments {
+        ["--profile", name, rest @ ..] => {
+            let known = Profile::parse(name);
+            (known.with_context(|| format!("there is no profile `{name}`\n\n{HELP}"))?, rest)
+        }
+        rest => (Profile::Lab, rest),
+    };
+    let command = match arguments.first() {
         None => bail!("which command?\n\n{HELP}"),
         Some(&"-h" | &"--help" | &"help") => {
             println!("{HELP}");
             return Ok(());
         }
-        Some(_) => {}
-    }
-    setup::ensure_lab_packages()?;
-    let target = target_dir(debug).join("..");
-    let place = target.join("lab");
+        Some(command) => *command,
+    };
+    let boots = BOOTING.contains(&command) && !arguments.iter().any(|word| is_help(word));
+    let place = profile.directory().join("../lab-hosts");
     fs::create_dir_all(&place).with_context(|| format!("make {}", place.display()))?;
     let place = place.canonicalize()?;
-    let image = ensure_image(&place)?;
-    let program = build(debug)?;
-    make_layer(&place, &target.join("package"), &program)?;
-    if arguments == ["image"] {
-        println!("{}", image.display());
-        return Ok(());
+    let mut lab = Command::new(profile.directory().join("bellwether-lab"));
+    match boots {
+        true => {
+            setup::ensure_lab_packages()?;
+            let image = ensure_image(&place)?;
+            make_layer(&place, profile)?;
+            if arguments == ["image"] {
+                println!("{}", image.display());
+                return Ok(());
+            }
+            lab.env("BELLWETHER_LAB_IMAGE", image);
+        }
+        false => build_lab(profile)?,
     }
-    let scenarios = root().join("tests/lab/scenarios");
-    run(Command::new(&program)
-        .args(arguments)
-        .env("BELLWETHER_LAB_IMAGE", &image)
-        .env("BELLWETHER_LAB_LAYER", place.join("layer.ext4"))
-        .env("BELLWETHER_LAB_DIR", place.join("run"))
-        .env("BELLWETHER_LAB_SCENARIOS", scenarios))
+    become_lab(
+        lab.args(arguments)
+            .env("BELLWETHER_LAB_LAYER", place.join("layer.ext4"))
+            .env("BELLWETHER_LAB_DIR", place.join("run"))
+            .env("BELLWETHER_LAB_SCENARIOS", root().join("tests/lab/scenarios")),
+    )
 }
 
-/// The packages, the test guest and the lab itself. Returns the lab's program.
-fn build(debug: bool) -> Result<PathBuf> {
-    let (options, words): (&[&str], &[&str]) = match debug {
-        true => (&["--debug"], &["build", "-p", "bellwether-lab"]),
-        false => (&[], &["build", "--release", "-p", "bellwether-lab"]),
-    };
-    package::run_command(options)?;
-    run(&mut cargo(words))?;
-    build_guest()?;
-    Ok(target_dir(debug).join("bellwether-lab"))
+/// The scenarios of CI, with the programs that the tests have built.
+pub fn standard_set() -> Result<()> {
+    run_command(&["--profile", "dev", "run", "--standard"])
+}
+
+fn is_help(word: &str) -> bool {
+    matches!(word, "-h" | "--help")
+}
+
+/// The lab says itself what was wrong, and its exit status is this one's.
+fn become_lab(lab: &mut Command) -> Result<()> {
+    let status = lab.status().context("start bellwether-lab")?;
+    match status.code() {
+        Some(0) => Ok(()),
+        code => std::process::exit(code.unwrap_or(1)),
+    }
+}
+
+/// The lab's own program, if it was not built together with everything else.
+fn build_lab(profile: Profile) -> Result<()> {
+    match profile.directory().join("bellwether-lab").is_file() && profile != Profile::Release {
+        true => Ok(()),
+        false => {
+            let words = ["build", "--quiet", "--profile", profile.name(), "-p", "bellwether-lab"];
+            run(&mut cargo(&words))
+        }
+    }
 }
 
 /// The part of a host that is Debian's; made anew when its recipe has changed.
@@ -116,9 +163,12 @@ fn recipe() -> Result<u64> {
     Ok(hash)
 }
 
-fn make_layer(place: &Path, packages: &Path, program: &Path) -> Result<()> {
+/// Our packages, the test guest and the lab's own program for hosts, over Debian's.
+fn make_layer(place: &Path, profile: Profile) -> Result<()> {
+    let packages = package::make_for_lab(profile)?;
+    build_lab(profile)?;
+    build_guest()?;
     let guest = root().join("tests/guest/target/release/bellwether-guest");
-    let agent = program.with_file_name("bellwether-lab-agent");
-    let script = root().join(RECIPE).join("layer.sh");
-    run(Command::new(script).args([place, packages, &agent, &guest]))
+    let agent = profile.directory().join("bellwether-lab-agent");
+    run(Command::new(root().join(RECIPE).join("layer.sh")).args([place, &packages, &agent, &guest]))
 }

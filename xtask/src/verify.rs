@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::command::{cargo, guest_cargo, is_installed, options, root, run};
-use crate::{check_deps, cluster, setup, sim};
+use crate::{check_deps, cluster, lab, setup, sim};
 
 const TEST_HELP: &str = "\
 Set up, build, and run all tests.
@@ -13,7 +13,8 @@ Set up, build, and run all tests.
 Usage: cargo xtask test
 
 Unit and property tests of all crates, the test guest's own, clusters of real processes on
-/dev/kvm, and 2000 seeds of the simulator. Installs missing packages first. Runs cargo-nextest if it is there, else `cargo test`.";
+/dev/kvm, 2000 seeds of the simulator, and the lab's standard scenarios on hosts under emulation.
+Installs missing packages first. Runs cargo-nextest if it is there, else `cargo test`.";
 
 const VERIFY_HELP: &str = "\
 What CI runs, read-only: formatting, lints, dependency rules, licences, then all tests.
@@ -79,6 +80,9 @@ fn run_tests() -> Result<()> {
         false => run_cargo_test(),
     }?;
     sim::standard_set()?;
+    let lab = Instant::now();
+    lab::standard_set()?;
+    eprintln!("lab: {} s", lab.elapsed().as_secs());
     eprintln!("all tests passed in {} s, the build included", started.elapsed().as_secs());
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bellwether_types::{DiskSpec, NicSpec, RestartPolicy};
+use bellwether_types::{Arbiter, DiskSpec, NicSpec, RestartPolicy};
 use clap::{Args, Subcommand};
 
 use super::{RuleArgs, SetArgs};
@@ -141,6 +141,13 @@ pub struct CreateArgs {
     /// What to do when its node fails: restart or never [default: restart]
     #[arg(long, value_name = "POLICY", value_parser = parse::restart_policy)]
     pub restart: Option<RestartPolicy>,
+    /// Who decides whether it goes on where its node has lost its lease: storage or lease
+    ///
+    /// Under `storage`, the default, it goes on: nobody can take its locks while it lives. Under
+    /// `lease` it stands still at the deadline, and is started elsewhere only with a fence proof that
+    /// takes a hardware watchdog or a person: `bell node show` says which proofs a node can yield.
+    #[arg(long, value_name = "ARBITER", value_parser = parse::arbiter)]
+    pub arbiter: Option<Arbiter>,
     /// Start it when it is made
     #[arg(long)]
     pub start: bool,

@@ -163,6 +163,7 @@ async fn create(session: &Session<'_>, args: &CreateArgs) -> Result<(), Failure>
         spec: Some(v1::VmSpec::from(&draft.spec)),
         start: args.start,
         rules: Some(draft.rules),
+        arbiter: args.arbiter.map(|arbiter| arbiter.to_string()).unwrap_or_default(),
     };
     let name = draft.spec.name;
     let reply =

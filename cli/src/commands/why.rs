@@ -39,7 +39,7 @@ async fn new_vm(cluster: &Cluster, args: &CreateArgs) -> Result<v1::CreateVmRequ
         draft.spec.possible_owners = numbers.into_iter().map(NodeId).collect();
     }
     let spec = Some(v1::VmSpec::from(&draft.spec));
-    Ok(v1::CreateVmRequest { spec, start: true, rules: Some(draft.rules) })
+    Ok(v1::CreateVmRequest { spec, start: true, rules: Some(draft.rules), ..Default::default() })
 }
 
 pub async fn explain(session: &Session<'_>, command: ExplainCommand) -> Result<(), Failure> {

@@ -104,6 +104,7 @@ impl ToJson for v1::Node {
             reason,
             quarantine_left_s,
             losses,
+            proofs,
         } = self;
         json!({
             "id": id, "name": name, "address": address, "phase": phase, "boot_id": boot_id,
@@ -111,7 +112,15 @@ impl ToJson for v1::Node {
             "vcpus": vcpus, "vcpus_used": vcpus_used, "version": version, "vms": vms,
             "heard_ms_ago": heard_ms_ago, "reason": reason,
             "quarantine_left_s": quarantine_left_s, "losses": losses,
+            "proofs": proofs.to_json(),
         })
+    }
+}
+
+impl ToJson for v1::ProofOutlook {
+    fn to_json(&self) -> Value {
+        let Self { proof, arbiter, after_ms, text } = self;
+        json!({ "proof": proof, "arbiter": arbiter, "after_ms": after_ms, "text": text })
     }
 }
 

@@ -127,7 +127,22 @@ pub fn node(node: &v1::Node) -> String {
         .add("VMs", or_dash(&node.vms.join(", ")))
         .add("Boot id", node.boot_id.clone())
         .add("Version", node.version.clone());
+    for proof in &node.proofs {
+        sheet.add("Fence proof", outlook(proof));
+    }
     sheet.render()
+}
+
+/// One fence proof of a node: after how long, or why never.
+fn outlook(proof: &v1::ProofOutlook) -> String {
+    let v1::ProofOutlook { proof, arbiter, after_ms, text } = proof;
+    match after_ms {
+        Some(ms) => {
+            let (s, tenths) = (ms / 1_000, ms % 1_000 / 100);
+            format!("{proof}: {s}.{tenths} s after it fell silent (arbiter {arbiter}): {text}")
+        }
+        None => format!("{proof}: never (arbiter {arbiter}): {text}"),
+    }
 }
 
 fn quarantine(node: &v1::Node) -> String {

@@ -6,11 +6,12 @@
 use std::path::PathBuf;
 
 use bellwether_types::{
-    BootId, ClusterId, ClusterPatch, MemberRole, NodeId, Ports, TaskId, VmId, VmPatch, VmRules,
-    VmSpec,
+    Arbiter, BootId, ClusterId, ClusterPatch, MemberRole, NodeId, Ports, TaskId, VmId, VmPatch,
+    VmRules, VmSpec,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::fence::NodeWatchdog;
 use crate::state::{Member, VmSpecV1};
 use crate::task::{StepEvent, TaskRequest};
 
@@ -101,6 +102,24 @@ pub enum Change {
         request: TaskRequest,
         because: String,
     },
+    /// What a node's agent says of its watchdog.
+    NoteWatchdog {
+        node: NodeId,
+        said: NodeWatchdog,
+    },
+    /// A new VM with its rules, under this arbiter.
+    DefineVmUnder {
+        id: VmId,
+        spec: VmSpec,
+        rules: VmRules,
+        arbiter: Arbiter,
+    },
+    /// A fence agent has switched a node's host off, and its status then said so.
+    SwitchedOff {
+        node: NodeId,
+        boot_id: BootId,
+        device: String,
+    },
     /// A VM stays on a node that is drained, for this reason.
     Stays {
         vm: VmId,
@@ -113,7 +132,9 @@ impl Change {
     /// The VM that this can change; no command changes two.
     pub(crate) fn vm(&self, state: &crate::State) -> Option<VmId> {
         match self {
-            Self::CreateVm { id, .. } | Self::DefineVm { id, .. } => Some(*id),
+            Self::CreateVm { id, .. }
+            | Self::DefineVm { id, .. }
+            | Self::DefineVmUnder { id, .. } => Some(*id),
             Self::BeginTask(request) | Self::Begin { request, .. } => Some(request.vm),
             Self::Advance { task, .. } => state.tasks.get(task).map(|task| task.vm),
             Self::SetPaused { vm, .. } | Self::SetVm { vm, .. } | Self::Stays { vm, .. } => {
@@ -128,7 +149,9 @@ impl Change {
             | Self::Cordon { .. }
             | Self::ConfirmDown { .. }
             | Self::SetCluster { .. }
-            | Self::LiftQuarantine { .. } => None,
+            | Self::LiftQuarantine { .. }
+            | Self::NoteWatchdog { .. }
+            | Self::SwitchedOff { .. } => None,
         }
     }
 }

@@ -1,8 +1,9 @@
 //! How a message of an agent is taken in: a registration, or a request for the lease with a report.
 //!
 //! ```text
-//!   unconfirmed --a quorum says that we lead--> confirmed --> noted --> settled
-//!                                                  |         (commit: registered, or online again)
+//!   unconfirmed --a quorum says that we lead--> confirmed --> noted --> heard --> settled
+//!                                                  |            |         (commit: its watchdog)
+//!                                                  |            (commit: registered, or online again)
 //!                                                  \--> the node has to register first
 //! ```
 //!
@@ -16,6 +17,7 @@
 use bellwether_types::{BootId, Epoch, NodeId, VmId};
 
 use crate::command::{Change, Registration};
+use crate::fence::{self, NodeWatchdog, Promise};
 use crate::observe::{NodeReport, VmReport};
 use crate::reconcile;
 use crate::state::{Liveness, State};
@@ -60,6 +62,7 @@ enum Stage {
     Unconfirmed,
     Confirmed { term: u64 },
     Noted { term: u64 },
+    Heard { term: u64 },
     Settled { term: u64 },
 }
 
@@ -68,6 +71,7 @@ enum Stage {
 pub struct Contact {
     message: Message,
     vms: Vec<VmReport>,
+    promise: Option<Promise>,
     stage: Stage,
 }
 
@@ -82,7 +86,12 @@ impl Contact {
     }
 
     fn new(message: Message, vms: Vec<VmReport>) -> Self {
-        Self { message, vms, stage: Stage::Unconfirmed }
+        Self { message, vms, promise: None, stage: Stage::Unconfirmed }
+    }
+
+    /// What the renewal says of its node's watchdog.
+    pub fn with_promise(self, promise: Promise) -> Self {
+        Self { promise: Some(promise), ..self }
     }
 
     /// A quorum has said, since the message came in, that this controller leads in `term`.
@@ -103,8 +112,15 @@ impl Contact {
                 }
             },
             Stage::Noted { term } => {
-                self.stage = Stage::Settled { term };
+                self.stage = Stage::Heard { term };
                 match self.change(state) {
+                    Some(change) => Next::Commit(change),
+                    None => self.next(state, now),
+                }
+            }
+            Stage::Heard { term } => {
+                self.stage = Stage::Settled { term };
+                match self.news_of_watchdog(state) {
                     Some(change) => Next::Commit(change),
                     None => self.next(state, now),
                 }
@@ -149,6 +165,17 @@ impl Contact {
                 back.then_some(Change::NodeOnline { node: *node, boot_id: *boot_id })
             }
         }
+    }
+
+    /// What was promised has to be known to every later leader before anything is granted on it.
+    fn news_of_watchdog(&self, state: &State) -> Option<Change> {
+        let Message::Renew { node, boot_id, nonce } = self.message else { return None };
+        let promise = self.promise.clone()?;
+        let known = state.nodes.get(&node)?;
+        fence::is_news(known, boot_id, nonce, &promise).then_some(Change::NoteWatchdog {
+            node,
+            said: NodeWatchdog { boot_id, nonce, promise },
+        })
     }
 
     fn grants(&self, state: &State) -> Vec<(VmId, Epoch)> {

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bellwether_types::{BootId, Epoch, NodeId, VmId, VmState};
 
+use crate::fence::Vigil;
+use crate::power::PowerSwitch;
 use crate::reconcile::is_expected;
 use crate::state::State;
 
@@ -34,6 +36,10 @@ pub struct NodeReport {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Observed {
     pub nodes: BTreeMap<NodeId, NodeReport>,
+    /// The times on which proofs by waiting rest; none in a memory that never led.
+    pub vigil: Option<Vigil>,
+    /// The power switches that this leader can use.
+    pub switches: BTreeMap<NodeId, PowerSwitch>,
     /// By node, what of its last report does not fit the state of that moment.
     doubts: BTreeMap<NodeId, Doubts>,
 }

@@ -30,6 +30,7 @@
 //!                                            \-- fails --> Choose: Prepare, Load elsewhere
 //!        refused: as the next line
 //!   node back, VMM ended or absent ---------> Release: place Stopped ----------> Choose
+//!   node silent, VM under the lease arbiter -> wait for the proof `watchdog`, or for a person
 //!   node silent ----------------------------> Prepare, TakeOver elsewhere
 //!   an order of these has no answer for 30 s --> Prepare, TakeOver elsewhere
 //! ```
@@ -55,9 +56,10 @@
 
 use std::cmp::Ordering;
 
-use bellwether_types::{Epoch, FenceProof, NodeId, PreCopy, StateFileRef, VmState};
+use bellwether_types::{Arbiter, Epoch, FenceProof, NodeId, PreCopy, StateFileRef, VmState};
 
 use crate::apply::is_due;
+use crate::fence::{self, Outlook};
 use crate::observe::{Observed, Seen};
 use crate::planner;
 use crate::reconcile::BY_CLUSTER;
@@ -121,7 +123,7 @@ pub fn next_action(state: &State, observed: &Observed, task: &Task, now: u64) ->
         return Action::Wait { until: task.retry_at };
     }
     match &task.step {
-        Step::Choose => choose(state, observed, task, vm),
+        Step::Choose => choose(state, observed, task, vm, now),
         Step::Prepare(attempt) => on_living(state, *attempt, Action::Prepare(*attempt)),
         Step::TakeOver(attempt) => on_living(state, *attempt, Action::TakeOver(*attempt)),
         Step::PreCopy(load_at) => pre_copy(state, vm, *load_at),
@@ -178,7 +180,7 @@ fn on_living(state: &State, attempt: Attempt, action: Action) -> Action {
     }
 }
 
-fn choose(state: &State, observed: &Observed, task: &Task, vm: &Vm) -> Action {
+fn choose(state: &State, observed: &Observed, task: &Task, vm: &Vm, now: u64) -> Action {
     if task.kind == TaskKind::Delete {
         return match state.nodes.values().find(|node| node.is_online()) {
             Some(node) => Action::Advance(StepEvent::Chosen { node: node.id }),
@@ -186,7 +188,7 @@ fn choose(state: &State, observed: &Observed, task: &Task, vm: &Vm) -> Action {
         };
     }
     if let (Place::Revoked(old), None) = (&vm.place, &task.proof)
-        && let Some(action) = prove(state, observed, task, vm, old)
+        && let Some(action) = prove(state, observed, task, vm, old, now)
     {
         return action;
     }
@@ -201,11 +203,27 @@ fn choose(state: &State, observed: &Observed, task: &Task, vm: &Vm) -> Action {
 /// Whether a task waits for a node and nothing else, so that the leader's next round of planning
 /// can find one for it.
 pub(crate) fn needs_node(state: &State, observed: &Observed, task: &Task, vm: &Vm) -> bool {
-    let proof = || match (&vm.place, &task.proof) {
-        (Place::Revoked(old), None) => prove(state, observed, task, vm, old),
-        _ => None,
-    };
-    task.is_waiting() && lost_runner(state, vm).is_none() && proof().is_none()
+    task.is_waiting()
+        && lost_runner(state, vm).is_none()
+        && !is_about_proof(state, observed, task, vm)
+}
+
+/// Whether the old runner has to be dealt with before a node is of any use.
+fn is_about_proof(state: &State, observed: &Observed, task: &Task, vm: &Vm) -> bool {
+    match (&vm.place, &task.proof) {
+        // What time it is does not matter: whether a proof is waited for, or is there.
+        (Place::Revoked(old), None) => prove(state, observed, task, vm, old, 0).is_some(),
+        _ => false,
+    }
+}
+
+/// Whether this is left to the leader's rounds, which give nodes to all tasks that wait for one: each
+/// for itself would choose the same.
+pub fn is_for_a_round(state: &State, observed: &Observed, task: &Task, action: &Action) -> bool {
+    let chooses =
+        matches!(action, Action::Advance(StepEvent::Placed { .. } | StepEvent::NoNode { .. }));
+    let needs_no_proof = |vm| !is_about_proof(state, observed, task, vm);
+    chooses && task.is_waiting() && state.vms.get(&task.vm).is_some_and(needs_no_proof)
 }
 
 /// Whether a reason has been noted already: saying it again would only make the log grow.
@@ -221,8 +239,17 @@ fn place(state: &State, wish: &planner::Wish<'_>) -> StepEvent {
 }
 
 /// Proofs that need no lock, the cheapest first; before them, what saves the guest's memory.
-fn prove(state: &State, observed: &Observed, task: &Task, vm: &Vm, old: &Runner) -> Option<Action> {
-    let node = state.nodes.get(&old.node)?;
+fn prove(
+    state: &State,
+    observed: &Observed,
+    task: &Task,
+    vm: &Vm,
+    old: &Runner,
+    now: u64,
+) -> Option<Action> {
+    let leased = vm.arbiter() == Arbiter::Lease;
+    let by_time = || leased.then(|| await_proof(state, observed, task, vm, old, now));
+    let Some(node) = state.nodes.get(&old.node) else { return by_time() };
     if let Some(new) = node.boot_id.filter(|boot| *boot != old.boot_id) {
         let proof = FenceProof::Rebooted { node: node.id, old: old.boot_id, new };
         return Some(Action::Advance(StepEvent::Proven(proof)));
@@ -230,7 +257,50 @@ fn prove(state: &State, observed: &Observed, task: &Task, vm: &Vm, old: &Runner)
     match &node.liveness {
         Liveness::Fenced { proof } => Some(Action::Advance(StepEvent::Proven(proof.clone()))),
         Liveness::Online => Some(ask_living(observed, task, vm, old)),
-        _ => None,
+        Liveness::Unknown { .. } | Liveness::Joining => by_time(),
+    }
+}
+
+/// No lock says anything of a VM under the lease arbiter: time has to, or a switch, or a person.
+fn await_proof(
+    state: &State,
+    observed: &Observed,
+    task: &Task,
+    vm: &Vm,
+    old: &Runner,
+    now: u64,
+) -> Action {
+    let name = state.node_name(old.node);
+    let switch = observed.switches.get(&old.node);
+    let none = match (fence::watchdog(state, observed, old, now), switch) {
+        (Outlook::Proven(proof), _) => return Action::Advance(StepEvent::Proven(proof)),
+        (_, Some(switch)) if switch.failure().is_none() => {
+            return soon(vm, u64::MAX, || format!("{} switches {name} off", switch.device));
+        }
+        (Outlook::At(until), _) => {
+            return soon(vm, until, || {
+                format!("waiting until the watchdog of {name} has reset it")
+            });
+        }
+        (Outlook::Never(none), _) => none,
+    };
+    let failure = switch.and_then(|switch| Some((&switch.device, switch.failure()?)));
+    let by_power = failure.map_or_else(String::new, |(device, why)| format!("; {device}: {why}"));
+    let reason = format!(
+        "{name} may be running it, and yields no proof: {none}{by_power}. When it is off, say so: \
+         bell node confirm-down {name}"
+    );
+    match is_known(task, vm, &reason) {
+        true => Action::Wait { until: u64::MAX },
+        false => Action::Advance(StepEvent::NoNode { reason }),
+    }
+}
+
+/// A proof that is on its way; said once, unless a reason stands there already.
+fn soon(vm: &Vm, until: u64, reason: impl FnOnce() -> String) -> Action {
+    match vm.pending.is_some() {
+        true => Action::Wait { until },
+        false => Action::Advance(StepEvent::NoNode { reason: reason() }),
     }
 }
 
@@ -360,7 +430,9 @@ pub fn given_up(state: &State, task: &Task, error: String) -> Option<StepEvent> 
     let vm = state.vms.get(&task.vm)?;
     match (&task.step, &vm.place) {
         // No answer proves nothing, so the locks have to: they are busy for as long as it lives.
-        (Step::Choose, Place::Revoked(old)) if task.proof.is_none() => {
+        (Step::Choose, Place::Revoked(old))
+            if task.proof.is_none() && vm.arbiter() == Arbiter::Storage =>
+        {
             let wish = planner::Wish { leaving: Some(old.node), ..planner::Wish::of(task, vm) };
             Some(place(state, &wish))
         }

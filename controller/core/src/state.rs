@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use index::NodeLoad;
 pub(crate) use index::{Index, Members, nodes_of};
 
+use crate::fence::NodeWatchdog;
 use crate::task::{Task, TaskKind};
 
 /// The version of this structure in snapshots. Version 1 is read, too (`state/format.rs`).
@@ -127,6 +128,8 @@ pub struct Node {
     pub losses: Vec<u64>,
     /// It was lost too often: until then no VM is placed on it.
     pub quarantined_until: Option<u64>,
+    /// What its fencer promises of its watchdog.
+    pub watchdog: Option<NodeWatchdog>,
 }
 
 impl Node {
@@ -236,6 +239,8 @@ pub struct Vm {
     pub halted: Option<String>,
     /// Why it is where it is.
     pub placed: Option<Placed>,
+    /// Who decides whether it goes on where its node has lost its lease.
+    pub arbiter: Arbiter,
 }
 
 /// The decision that put a VM onto its node.
@@ -271,13 +276,14 @@ impl Vm {
             restarts: Vec::new(),
             halted: None,
             placed: None,
+            arbiter: Arbiter::Storage,
         }
     }
 
-    /// Disks on shared storage carry exact locks, so the storage arbitrates; without a disk to
-    /// write the claim file on the storage still does.
+    /// The storage, unless a person has said otherwise: disks on shared storage carry exact locks,
+    /// and without a disk to write the claim file on the storage still does.
     pub fn arbiter(&self) -> Arbiter {
-        Arbiter::Storage
+        self.arbiter
     }
 
     /// Whether it needs no report to see that something is to be done for it, perhaps after a pause.

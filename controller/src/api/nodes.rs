@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use bellwether_core::command::Registration;
 use bellwether_core::contact::{Contact, Next};
+use bellwether_core::fence::Promise;
 use bellwether_core::observe::VmReport;
 use bellwether_member::not_started;
 use bellwether_pki::caller;
 use bellwether_proto::v1;
 use bellwether_proto::v1::nodes_server::Nodes;
-use bellwether_types::{BootId, Epoch, NodeId, VmId, VmState};
+use bellwether_types::{BootId, Epoch, NodeId, VmId, VmState, WatchdogBound};
 use tonic::{Request, Response, Status};
 
 use super::{commit, view};
@@ -17,6 +18,8 @@ use crate::controller::Controller;
 
 /// The most incarnations that one report may name.
 const REPORT_VMS_MAX: usize = 4_096;
+/// The longest reason why a node yields no proof.
+const PROBLEM_LEN_MAX: usize = 512;
 
 pub struct NodesApi {
     controller: Arc<Controller>,
@@ -119,7 +122,11 @@ impl Nodes for NodesApi {
         let message = request.into_inner();
         let boot_id = boot_id(&message.boot_id)?;
         let vms = reports(message.vms)?;
-        let answer = self.take(Contact::renewal(node, boot_id, message.nonce, vms)).await?;
+        let mut contact = Contact::renewal(node, boot_id, message.nonce, vms);
+        if let Some(watchdog) = message.watchdog {
+            contact = contact.with_promise(promise(watchdog));
+        }
+        let answer = self.take(contact).await?;
         let grant =
             |(vm, epoch): (VmId, Epoch)| v1::Grant { vm_id: vm.to_string(), epoch: epoch.0 };
         let state = self.controller.state();
@@ -132,6 +139,15 @@ impl Nodes for NodesApi {
             register: answer.register,
             pulse_ms: self.controller.clock.now_ms(),
         }))
+    }
+}
+
+fn promise(said: v1::Watchdog) -> Promise {
+    let v1::Watchdog { problem, watchdog_ms, pet_ms, stop_ms } = said;
+    match problem.is_empty() {
+        true => Ok(WatchdogBound { watchdog_ms, pet_ms, stop_ms }),
+        // It is kept in replicated state.
+        false => Err(problem.chars().take(PROBLEM_LEN_MAX).collect()),
     }
 }
 

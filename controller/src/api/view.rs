@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bellwether_core::fence;
 use bellwether_core::state::Event;
 use bellwether_core::{Member, Node, Observed, Place, State, Task, TaskKind, Vm, planner};
 use bellwether_proto::v1;
@@ -16,7 +17,13 @@ pub fn member(member: &Member) -> v1::Member {
     }
 }
 
-pub fn node(state: &State, observed: &Observed, now: u64, node: &Node) -> v1::Node {
+/// `suspect_after_ms` is the silence after which a node is called unknown.
+pub fn node(
+    state: &State,
+    observed: &Observed,
+    (now, suspect_after_ms): (u64, u64),
+    node: &Node,
+) -> v1::Node {
     let vms: Vec<String> = state.vms_of(node.id).map(|vm| vm.spec.name.clone()).collect();
     let free = planner::free(state, node);
     let report = observed.nodes.get(&node.id);
@@ -38,7 +45,13 @@ pub fn node(state: &State, observed: &Observed, now: u64, node: &Node) -> v1::No
             .quarantined_until
             .map_or(0, |until| until.saturating_sub(now).div_ceil(1_000).max(1)),
         losses: u32::try_from(node.losses.len()).unwrap_or(u32::MAX),
+        proofs: fence::yields(observed, node, suspect_after_ms).into_iter().map(proof).collect(),
     }
+}
+
+fn proof(outlook: fence::Yield) -> v1::ProofOutlook {
+    let fence::Yield { proof, arbiter, after_ms, text } = outlook;
+    v1::ProofOutlook { proof: proof.into(), arbiter: arbiter.to_string(), after_ms, text }
 }
 
 /// Why a node is in its phase, and what holds up a drain.

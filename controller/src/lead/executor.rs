@@ -8,7 +8,7 @@ use std::time::Duration;
 use bellwether_core::answer::Failure;
 use bellwether_core::command::Change;
 use bellwether_core::leading::Patience;
-use bellwether_core::saga::{Action, is_overtaken, next_action, timed_out};
+use bellwether_core::saga::{Action, is_for_a_round, is_overtaken, next_action, timed_out};
 use bellwether_core::state::Runner;
 use bellwether_core::{Attempt, Step, StepEvent, Task};
 use bellwether_failpoint as failpoint;
@@ -62,13 +62,6 @@ impl Executor {
                     Some(event) => self.advance(&task, event).await,
                     None => self.wait().await,
                 },
-                // The leader's rounds give nodes to all tasks that wait for one. Each for itself would
-                // choose the same.
-                Action::Advance(StepEvent::Placed { .. } | StepEvent::NoNode { .. })
-                    if task.is_waiting() =>
-                {
-                    self.wait().await;
-                }
                 Action::Advance(event) => self.advance(&task, event).await,
                 Action::PreCopy { source, load_at } => self.pre_copy(&task, source, load_at).await,
                 Action::Seal { source, load_at } => self.seal(&task, source, load_at).await,
@@ -86,7 +79,13 @@ impl Executor {
         let state = self.controller.state();
         let task = state.tasks.get(&self.id).filter(|task| task.outcome.is_none())?;
         let now = self.controller.clock.now_ms();
-        let action = next_action(&state, &self.controller.observed(), task, now);
+        let observed = self.controller.observed();
+        let action = match next_action(&state, &observed, task, now) {
+            action if is_for_a_round(&state, &observed, task, &action) => {
+                Action::Wait { until: u64::MAX }
+            }
+            action => action,
+        };
         Some((task.clone(), action))
     }
 

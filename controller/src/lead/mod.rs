@@ -5,6 +5,7 @@
 mod executor;
 mod membership;
 pub mod orders;
+pub mod power;
 mod pre_copy;
 mod strays;
 
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bellwether_core::command::Change;
+use bellwether_core::fence::Vigil;
 use bellwether_core::leading::Attention;
 use bellwether_core::reconcile;
 use bellwether_raft::{ProposeError, Stopped};
@@ -50,7 +52,15 @@ pub async fn run(controller: Arc<Controller>) -> anyhow::Result<()> {
             Ok(confirmed) => {
                 let since = controller.clock.now_ms();
                 // What was heard in an earlier leadership is old news.
-                controller.note(|observed| observed.forget());
+                let vigil = Vigil {
+                    timing: controller.watchdog,
+                    lease_ms: controller.timing.lease_ms,
+                    leading_since: since,
+                };
+                controller.note(|observed| {
+                    observed.forget();
+                    observed.vigil = Some(vigil);
+                });
                 let leadership = Leadership { term: confirmed.term, since };
                 tracing::info!(term = leadership.term, "leading");
                 Leader::new(&controller, leadership).lead().await;
@@ -72,6 +82,7 @@ struct Leader {
     carried: BTreeMap<TaskId, tokio::task::Id>,
     attention: Attention,
     strays: strays::Strays,
+    switches: power::Switches,
 }
 
 impl Leader {
@@ -83,6 +94,7 @@ impl Leader {
             carried: BTreeMap::new(),
             attention: Attention::new(leadership.since),
             strays: strays::Strays::default(),
+            switches: power::Switches::new(controller),
         }
     }
 
@@ -101,6 +113,7 @@ impl Leader {
             self.start_what_is_needed().await;
             self.carry_on();
             self.strays.clear(&self.controller, self.leadership);
+            self.switches.look();
             tokio::select! {
                 _ = states.changed() => {}
                 _ = reports.changed() => {}

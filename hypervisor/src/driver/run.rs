@@ -28,6 +28,8 @@ impl Driver {
         let phase = self.next(Verb::Create)?;
         let begun = clock::boottime_ns();
         let page = match (&config.lease_path, config.arbiter) {
+            // It tells its fencer over the page that its guest stands still.
+            (Some(path), Arbiter::Lease) => Some(LeasePage::open_for_grants(path)?),
             (Some(path), _) => Some(LeasePage::open(path)?),
             (None, Arbiter::Lease) => return Err(VmmError::NoLeasePage),
             (None, _) => None,

@@ -159,7 +159,8 @@ impl Owner {
         let mut client = self.client()?;
         let request = v1::LoadRequest { file: Some(v1::StateFile::from(file)) };
         let recall = self.recall(&command.stamped);
-        let reply = bounded("load", LOAD_MAX, recall, client.load(request)).await?;
+        let reply =
+            bounded("load", self.node.allow(LOAD_MAX), recall, client.load(request)).await?;
         Ok(Reply::Answer(Answer::Loaded { load_us: reply.load_us }))
     }
 
@@ -208,14 +209,18 @@ impl Owner {
             return Ok(());
         }
         // The lease may be older than this epoch: only an answer that names it is leave to run it.
+        // It also has to be to a request that was made after the record said that this VM may run:
+        // such a request told of a watchdog that could not be disarmed any more.
+        let newest = self.node.desk.newest_request();
         self.node.board.hurry();
-        match self.node.desk.granted(self.vm, epoch, GRANT_MAX).await {
+        let wait = self.node.allow(GRANT_MAX);
+        match self.node.desk.granted(self.vm, epoch, newest, wait).await {
             true => Ok(()),
             false => Err(Failure::failed(Status::unavailable(format!(
                 "VM {} under epoch {epoch}: no controller has granted it to this node within {} \
                  ms; ask again when the node renews its lease",
                 self.vm,
-                GRANT_MAX.as_millis()
+                wait.as_millis()
             )))),
         }
     }
@@ -232,7 +237,7 @@ impl Owner {
             lock_wait_ms: millis(lock_wait),
             consume_state_file,
         };
-        let after = START_MAX.saturating_add(lock_wait);
+        let after = self.node.allow(START_MAX).saturating_add(lock_wait);
         let recall = self.recall(&command.stamped);
         let reply = bounded("start", after, recall, client.start(request)).await?;
         Ok(reply.timings.unwrap_or_default())
@@ -282,14 +287,22 @@ impl Owner {
         let mut client = self.client()?;
         let recall = self.recall(&command.stamped);
         let call = client.pause(v1::PauseRequest {});
-        self.reached(VmmState::Paused, bounded("pause", SHORT_MAX, recall, call).await).await
+        self.reached(
+            VmmState::Paused,
+            bounded("pause", self.node.allow(SHORT_MAX), recall, call).await,
+        )
+        .await
     }
 
     async fn resume(&mut self, command: &Command) -> Result<Reply, Failure> {
         let mut client = self.client()?;
         let recall = self.recall(&command.stamped);
         let call = client.resume(v1::ResumeRequest {});
-        self.reached(VmmState::Running, bounded("resume", SHORT_MAX, recall, call).await).await
+        self.reached(
+            VmmState::Running,
+            bounded("resume", self.node.allow(SHORT_MAX), recall, call).await,
+        )
+        .await
     }
 
     /// An order that was carried out before is refused by the VMM and still answered as before.
@@ -316,7 +329,7 @@ impl Owner {
         let mut client = self.client()?;
         let recall = self.recall(&command.stamped);
         let call = client.shutdown(v1::ShutdownRequest {});
-        match bounded("shutdown", SHORT_MAX, recall, call).await {
+        match bounded("shutdown", self.node.allow(SHORT_MAX), recall, call).await {
             // A guest that is quick ends its VMM before the answer is out: that was the order.
             Err(CallError::Lost { .. }) if self.has_ended().await => {}
             other => drop(other?),

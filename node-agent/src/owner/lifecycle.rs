@@ -79,7 +79,7 @@ impl Owner {
         body.set_vmm(vmm.clone());
         let recall = self.recall(&command.stamped);
         let mut client = vmm.client();
-        bounded("create", CREATE_MAX, recall, client.create(request)).await?;
+        bounded("create", self.node.allow(CREATE_MAX), recall, client.create(request)).await?;
         Ok(())
     }
 
@@ -107,11 +107,12 @@ impl Owner {
     /// Stops the VMM, kills it if it does not stop, and reaps it. Tells how it ended.
     pub(super) async fn end_process(&mut self) -> Result<String, Failure> {
         let Some(body) = &mut self.body else { return Ok("none".to_owned()) };
-        let deadline = Instant::now() + STOP_GRACE;
+        let stop_grace = self.node.allow(STOP_GRACE);
+        let deadline = Instant::now() + stop_grace;
         if let Some(vmm) = body.vmm() {
             let mut client = vmm.client();
             let stop = client.stop(v1::StopRequest {});
-            if let Err(error) = bounded("stop", STOP_GRACE, None, stop).await {
+            if let Err(error) = bounded("stop", stop_grace, None, stop).await {
                 tracing::debug!(vm_id = %self.vm, %error, "the VMM did not confirm its stop");
             }
         }

@@ -23,7 +23,7 @@ impl Owner {
         let epoch = command.stamped.epoch;
         let mut client = self.client()?;
         let request = v1::LockRequest { epoch: epoch.0, wait_ms: millis(wait) };
-        let after = LOCK_MAX.saturating_add(wait);
+        let after = self.node.allow(LOCK_MAX).saturating_add(wait);
         match bounded("lock", after, self.recall(&command.stamped), client.lock(request)).await {
             Ok(status) if status.locked => {
                 let handover = status.handover.map(Handover::try_from).transpose();

@@ -26,8 +26,10 @@ fn node(dir: &std::path::Path) -> Arc<Node> {
         runtime,
         launcher: Launcher::new("/nowhere".into()),
         desk: Desk::new(boot_id),
+        fencing: crate::fencing::Fencing::new(dir),
         board: Board::default(),
         status_interval: Duration::from_secs(1),
+        patience: 1,
     })
 }
 

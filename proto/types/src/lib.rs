@@ -22,4 +22,4 @@ pub use rules::{
 };
 pub use spec::{DiskFormat, DiskSpec, RestartPolicy, SpecError, VmSpec};
 pub use states::{Arbiter, FenceProof, Handover, NodePhase, StateFileRef, VmState};
-pub use watchdog::{WatchdogTiming, WatchdogTimingError};
+pub use watchdog::{WatchdogBound, WatchdogTiming, WatchdogTimingError};

@@ -14,6 +14,17 @@
 
 use serde::{Deserialize, Serialize};
 
+/// What the fencer of a node promises of an armed hardware watchdog, milliseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WatchdogBound {
+    /// Twd, as it was read back.
+    pub watchdog_ms: u64,
+    /// P, as the fencer enforces it.
+    pub pet_ms: u64,
+    /// How long after its deadline a VMM that runs on is killed.
+    pub stop_ms: u64,
+}
+
 /// Milliseconds, but for the two rates.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -156,15 +167,14 @@ impl WatchdogTiming {
         Ok(())
     }
 
-    /// Whether W also covers a node whose watchdog has this period and whose fencer pets under grants
-    /// of this age: what the node's fencer has read back, and not what was asked for.
+    /// Whether W also covers this node: what its fencer has read back, and not what was asked for.
     pub fn validate_for(
         &self,
         lease_ms: u64,
-        watchdog_ms: u64,
-        pet_ms: u64,
+        node: WatchdogBound,
     ) -> Result<(), WatchdogTimingError> {
-        Self { watchdog_ms, pet_ms, ..*self }.validate(lease_ms)
+        let WatchdogBound { watchdog_ms, pet_ms, stop_ms } = node;
+        Self { watchdog_ms, pet_ms, stop_ms, ..*self }.validate(lease_ms)
     }
 
     fn check_ranges(&self, lease_ms: u64) -> Result<(), WatchdogTimingError> {
@@ -239,8 +249,11 @@ mod tests {
     #[test]
     fn a_node_with_a_slower_watchdog_is_not_covered() {
         let timing = WatchdogTiming::default();
-        timing.validate_for(LEASE_MS, 5_000, 1_000).unwrap();
-        let refused = timing.validate_for(LEASE_MS, 30_000, 1_000).unwrap_err();
+        let node = WatchdogBound { watchdog_ms: 5_000, pet_ms: 1_000, stop_ms: 1_000 };
+        timing.validate_for(LEASE_MS, node).unwrap();
+        let slow = WatchdogBound { watchdog_ms: 30_000, ..node };
+        let refused = timing.validate_for(LEASE_MS, slow).unwrap_err();
+        assert!(timing.validate_for(LEASE_MS, WatchdogBound { stop_ms: 4_000, ..node }).is_err());
         assert!(matches!(refused, WatchdogTimingError::TooShort { wait: 10_000, .. }), "{refused}");
     }
 

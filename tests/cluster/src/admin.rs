@@ -95,7 +95,11 @@ impl Admin {
     }
 
     pub async fn create_vm(&self, spec: &v1::VmSpec, start: bool) -> Result<v1::VmReply, Status> {
-        let request = v1::CreateVmRequest { spec: Some(spec.clone()), start, rules: None };
+        let request = v1::CreateVmRequest {
+            spec: Some(spec.clone()),
+            start,
+            ..v1::CreateVmRequest::default()
+        };
         self.ask(async |mut c| c.create_vm(request.clone()).await).await
     }
 

@@ -28,6 +28,7 @@ pub mod guest;
 pub mod journal;
 pub mod lines;
 pub mod measure;
+pub mod migration;
 pub mod net;
 pub mod node;
 pub mod options;

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
+use bellwether_cluster_tests::migration::runs_once;
 use bellwether_cluster_tests::{Cases, Cluster, Options, Watch, wait_for};
 
 const SOON: Duration = Duration::from_secs(40);
@@ -212,14 +213,7 @@ async fn confirm_down(cluster: &mut Cluster, guests: &Guests) -> Result<()> {
     cluster.node(node).power_on()?;
     cluster.wait_whole().await?;
     for watch in [&guests.web, &guests.db] {
-        wait_for("each VM to run once", SOON, async || {
-            match cluster.running_instances(watch.vm_id()).await.len() {
-                1 => Ok(Some(())),
-                count => Err(anyhow!("{count} run")),
-            }
-        })
-        .await?;
-        watch.check()?;
+        runs_once(cluster, watch, SOON).await?;
     }
     Ok(())
 }

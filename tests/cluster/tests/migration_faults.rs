@@ -10,10 +10,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bellwether_cluster_tests::failpoints::Hold;
 use bellwether_cluster_tests::journal::Journal;
-use bellwether_cluster_tests::{Cases, Cluster, Guest, Options, Watch, wait_for};
+use bellwether_cluster_tests::migration::{Move, Victim, runs_once};
+use bellwether_cluster_tests::{Cases, Cluster, Guest, Options, Watch};
 
 const SOON: Duration = Duration::from_secs(40);
 const VM: &str = "web";
@@ -31,15 +32,6 @@ const POINTS: [&str; 10] = [
     "task.migrate.activate.before",
     "task.migrate.activate.after",
 ];
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Victim {
-    SourceAgent,
-    DestinationAgent,
-    SourceVmm,
-    DestinationVmm,
-    Leader,
-}
 
 #[tokio::test]
 async fn kill_the_source_agent_at_every_step() -> Result<()> {
@@ -125,7 +117,7 @@ impl Matrix {
         let hold = self.cluster.failpoints()?.hold(point)?;
         let task = self.cluster.admin().migrate(VM, &format!("node{to}")).await?;
         self.held(&hold, task).await?;
-        let killed = self.kill(victim, home, to, &vm_id).await?;
+        let killed = Move { home, to, vm_id }.kill(&mut self.cluster, victim).await?;
         hold.let_go();
         if !killed {
             eprintln!("        nobody to kill: {victim:?} at {point}");
@@ -163,20 +155,6 @@ impl Matrix {
         }
     }
 
-    async fn kill(&mut self, victim: Victim, home: usize, to: usize, vm_id: &str) -> Result<bool> {
-        match victim {
-            Victim::SourceAgent => self.cluster.node(home).kill_agent(),
-            Victim::DestinationAgent => self.cluster.node(to).kill_agent(),
-            Victim::SourceVmm => return Ok(self.cluster.kill_vmm(home, vm_id) > 0),
-            Victim::DestinationVmm => return Ok(self.cluster.kill_vmm(to, vm_id) > 0),
-            Victim::Leader => {
-                let leader = self.cluster.leader().await?;
-                self.cluster.node(leader).kill_controller();
-            }
-        }
-        Ok(true)
-    }
-
     /// Whatever an earlier cell left must not count against this one.
     async fn recover(&mut self) -> Result<()> {
         self.cluster.failpoints()?.clear()?;
@@ -192,15 +170,7 @@ impl Matrix {
 
     async fn runs_once(&self, watch: &Watch) -> Result<()> {
         watch.ticks_on(SOON).await?;
-        wait_for("exactly one VMM to run the guest", SOON, async || {
-            let running = self.cluster.running_instances(watch.vm_id()).await;
-            match running.len() {
-                1 => Ok(Some(())),
-                _ => Err(anyhow!("{running:?}")),
-            }
-        })
-        .await?;
-        watch.check()
+        runs_once(&self.cluster, watch, SOON).await
     }
 
     async fn second_attempt(&self, watch: &Watch) -> Result<()> {

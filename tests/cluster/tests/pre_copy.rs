@@ -4,11 +4,11 @@
 // The log of a failed run is read by a person.
 #![allow(clippy::print_stderr)]
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use bellwether_cluster_tests::lines::Line;
+use bellwether_cluster_tests::migration::{Move, Victim, nothing_left, runs_once};
 use bellwether_cluster_tests::{Cases, Cluster, Guest, Options, Watch, wait_for};
 use bellwether_proto::v1;
 
@@ -55,7 +55,7 @@ async fn a_busy_guest_is_moved_to_and_fro_and_saved() -> Result<()> {
     watch.verifies_again(SOON).await?;
     ensure!(watch.record().boots() == 1, "the guest booted anew");
     watch.check()?;
-    nothing_left(&cluster).await?;
+    nothing_left(&cluster, SOON).await?;
     cluster.finish()
 }
 
@@ -74,7 +74,7 @@ async fn rules_say_whether_and_how() -> Result<()> {
     ensure!(task.outcome == "failed", "{:?}", task.log);
     ensure!(task.error.contains("cannot converge"), "the reason is: {}", task.error);
     ensure!(cluster.home_of(VM).await? == home);
-    nothing_left(&cluster).await?;
+    nothing_left(&cluster, SOON).await?;
 
     cluster.bell().text(&["vm", "set", VM, "--pre-copy", "finish"]).await?;
     let task = cluster.migrate(VM, to).await?;
@@ -88,15 +88,6 @@ async fn rules_say_whether_and_how() -> Result<()> {
     ensure!(watch.record().boots() == 1, "the guest booted anew");
     watch.check()?;
     cluster.finish()
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Victim {
-    SourceAgent,
-    DestinationAgent,
-    SourceVmm,
-    DestinationVmm,
-    Leader,
 }
 
 /// In the middle of the rounds, not at a step: the limit makes them long enough to be met.
@@ -133,16 +124,7 @@ async fn in_the_rounds(cluster: &mut Cluster, watch: &Watch, victim: Victim) -> 
         }
     })
     .await?;
-    match victim {
-        Victim::SourceAgent => cluster.node(home).kill_agent(),
-        Victim::DestinationAgent => cluster.node(to).kill_agent(),
-        Victim::SourceVmm => ensure!(cluster.kill_vmm(home, &vm.id) == 1),
-        Victim::DestinationVmm => ensure!(cluster.kill_vmm(to, &vm.id) == 1),
-        Victim::Leader => {
-            let leader = cluster.leader().await?;
-            cluster.node(leader).kill_controller();
-        }
-    }
+    ensure!(Move { home, to, vm_id: vm.id }.kill(cluster, victim).await?, "nobody to kill");
     cluster.ensure_running()?;
     let task = cluster.admin().task_ended(task, SOON).await?;
     eprintln!("{victim:?}: {} {}", task.outcome, task.error);
@@ -157,20 +139,9 @@ async fn in_the_rounds(cluster: &mut Cluster, watch: &Watch, victim: Victim) -> 
     if victim == Victim::DestinationVmm {
         ensure!(!moved && cluster.number_of(&vm.node)? == home, "{}", task.error);
     }
-    one_runs(cluster, watch).await?;
+    runs_once(cluster, watch, SOON).await?;
     second_attempt(cluster, watch).await.context("a new attempt")?;
-    nothing_left(cluster).await
-}
-
-async fn one_runs(cluster: &Cluster, watch: &Watch) -> Result<()> {
-    wait_for("exactly one VMM to run the guest", SOON, async || {
-        match cluster.running_instances(watch.vm_id()).await.len() {
-            1 => Ok(Some(())),
-            count => Err(anyhow!("{count} run it")),
-        }
-    })
-    .await?;
-    watch.check()
+    nothing_left(cluster, SOON).await
 }
 
 async fn second_attempt(cluster: &Cluster, watch: &Watch) -> Result<()> {
@@ -179,20 +150,5 @@ async fn second_attempt(cluster: &Cluster, watch: &Watch) -> Result<()> {
     let to = cluster.other_than(&[cluster.home_of(VM).await?])?;
     cluster.migrate(VM, to).await?;
     watch.verifies_again(SOON).await?;
-    one_runs(cluster, watch).await
-}
-
-/// A file that was not sealed, or that was loaded, goes.
-async fn nothing_left(cluster: &Cluster) -> Result<()> {
-    let dir = cluster.storage().join("state");
-    wait_for("the state files to go", SOON, async || match files(&dir)?.as_slice() {
-        [] => Ok(Some(())),
-        left => Err(anyhow!("{left:?}")),
-    })
-    .await
-}
-
-fn files(dir: &Path) -> Result<Vec<String>> {
-    let entries = std::fs::read_dir(dir)?;
-    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    runs_once(cluster, watch, SOON).await
 }

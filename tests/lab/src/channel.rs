@@ -10,12 +10,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::supply::Panel;
 use crate::timeline::Timeline;
 use crate::watch::Watch;
 use crate::wire::{FromHost, Outcome, ToHost};
 
 /// How much later than the program's own limit its answer may come: hosts here are slow.
 const ANSWER_GRACE: Duration = Duration::from_secs(10);
+
+/// Where it goes what is heard from hosts.
+#[derive(Clone)]
+pub struct Heard {
+    pub timeline: Timeline,
+    pub watch: Watch,
+    pub panel: Panel,
+}
 
 #[derive(Clone)]
 pub struct Channel {
@@ -39,17 +48,17 @@ struct State {
 
 impl Channel {
     /// Listens for the machine, which connects whenever it is switched on.
-    pub fn listen(host: &str, socket: &Path, timeline: &Timeline, watch: &Watch) -> Result<Self> {
+    pub fn listen(host: &str, socket: &Path, heard: Heard) -> Result<Self> {
         let listener = UnixListener::bind(socket)
             .with_context(|| format!("listen on {}", socket.display()))?;
         let shared =
             Shared { host: host.to_owned(), state: Mutex::default(), changed: Condvar::new() };
         let channel = Self { shared: Arc::new(shared) };
-        let (own, timeline, watch) = (channel.clone(), timeline.clone(), watch.clone());
+        let own = channel.clone();
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 own.connected(&stream);
-                own.read(stream, &timeline, &watch);
+                own.read(stream, &heard);
                 own.disconnected();
             }
         });
@@ -81,23 +90,51 @@ impl Channel {
 
     /// Runs a program in the host.
     pub fn run(&self, argv: &[&str], input: &str, limit: Duration) -> Result<Outcome> {
+        let id = self.send(argv, input, limit)?;
+        self.answer(id, limit + ANSWER_GRACE)
+            .with_context(|| format!("{} did not answer `{}`", self.shared.host, argv.join(" ")))
+    }
+
+    /// Starts a program in the host and does not wait for its end.
+    pub fn begin(&self, argv: &[&str], limit: Duration) -> Result<()> {
+        self.send(argv, "", limit).map(drop)
+    }
+
+    fn send(&self, argv: &[&str], input: &str, limit: Duration) -> Result<u64> {
         let argv: Vec<String> = argv.iter().map(|&word| word.to_owned()).collect();
         let line = argv.join(" ");
         let host = &self.shared.host;
-        let limit_ms = limit.as_millis() as u64;
         let mut state = self.lock();
         let id = state.next_id;
         state.next_id += 1;
+        let limit_ms = limit.as_millis() as u64;
         let request = ToHost::Run { id, argv, input: input.to_owned(), limit_ms };
-        let mut text = serde_json::to_string(&request)?;
-        text.push('\n');
-        let stream = state.stream.as_ref().map(UnixStream::try_clone);
-        let mut stream =
-            stream.with_context(|| format!("{host} is switched off: cannot run `{line}`"))??;
         drop(state);
-        stream.write_all(text.as_bytes()).with_context(|| format!("send `{line}` to {host}"))?;
-        self.answer(id, limit + ANSWER_GRACE)
-            .with_context(|| format!("{host} did not answer `{line}`"))
+        self.tell(&request).with_context(|| format!("run `{line}` in {host}"))?;
+        Ok(id)
+    }
+
+    fn tell(&self, message: &ToHost) -> Result<()> {
+        let mut text = serde_json::to_string(message)?;
+        text.push('\n');
+        let stream = self.lock().stream.as_ref().map(UnixStream::try_clone);
+        let mut stream = stream.context("it is switched off")??;
+        Ok(stream.write_all(text.as_bytes())?)
+    }
+
+    /// Waits until the agent of this boot is gone.
+    pub fn await_end(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut state = self.lock();
+        let before = state.boot_id.clone();
+        while state.boot_id == before {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state = self.wait(state, left);
+        }
+        true
     }
 
     fn answer(&self, id: u64, limit: Duration) -> Option<Outcome> {
@@ -127,19 +164,27 @@ impl Channel {
         self.shared.changed.notify_all();
     }
 
-    fn read(&self, stream: UnixStream, timeline: &Timeline, watch: &Watch) {
+    fn read(&self, stream: UnixStream, heard: &Heard) {
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
             match serde_json::from_str(&line) {
                 Ok(FromHost::Guest { vm_id, epoch, line }) => {
                     let host = &self.shared.host;
-                    watch.take(host, &vm_id, epoch, &line, timeline);
+                    heard.watch.take(host, &vm_id, epoch, &line, &heard.timeline);
                 }
                 Ok(FromHost::Hello { boot_id }) => self.change(|s| s.boot_id = Some(boot_id)),
                 Ok(FromHost::Done { id, outcome }) => {
                     self.change(|s| drop(s.answers.insert(id, outcome)));
                 }
+                Ok(FromHost::Power { id, host, action }) => {
+                    if let Some((code, text)) = heard.panel.ask(&host, &action, &heard.timeline) {
+                        // A host that goes down meanwhile needs no answer.
+                        let _ = self.tell(&ToHost::Power { id, code, text });
+                    }
+                }
                 // A reset in the middle of a line.
-                Err(error) => timeline.note(&self.shared.host, &format!("lab channel: {error}")),
+                Err(error) => {
+                    heard.timeline.note(&self.shared.host, &format!("lab channel: {error}"));
+                }
             }
         }
     }

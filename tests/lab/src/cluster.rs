@@ -7,6 +7,8 @@ use base64::Engine as _;
 use serde_json::Value;
 
 use crate::lab::{Lab, STORAGE};
+use crate::scenario::WatchdogWay;
+use crate::supply::Manner;
 use crate::timeline::Timeline;
 
 const DATA: &str = "/var/lib/bellwether";
@@ -172,6 +174,48 @@ pub fn leader(lab: &mut Lab) -> Result<String> {
     Ok(name.context("the controllers have no leader")?.to_owned())
 }
 
+/// What a node can yield of one fence proof, as the cluster says.
+pub fn proof_outlook(lab: &mut Lab, node: &str, proof: &str) -> Result<Value> {
+    let from = any_well(lab)?;
+    let node = bell_json(lab, &from, &["node", "show", node])?;
+    let outlooks = node["proofs"].as_array().into_iter().flatten();
+    let found = outlooks.into_iter().find(|outlook| outlook["proof"] == proof);
+    Ok(found.cloned().unwrap_or_default())
+}
+
+/// Tells a node's fencer which watchdog to take. It starts anew, if that is a change.
+pub fn set_watchdog(lab: &Lab, node: &str, way: WatchdogWay) -> Result<()> {
+    let way = match way {
+        WatchdogWay::Off => "off",
+        WatchdogWay::Hardware => "hardware",
+        WatchdogWay::Software => "software",
+    };
+    lab.exec_ok(node, &["/usr/lib/lab/watchdog", way], COMMAND).map(drop)
+}
+
+/// Gives every controller a power switch of a host, or takes it away from them.
+pub fn set_switch(lab: &Lab, host: &str, manner: Option<Manner>) -> Result<()> {
+    lab.set_switch(host, manner.unwrap_or_default());
+    let directory = format!("{DATA}/controller/power");
+    let file = format!("{directory}/{host}.toml");
+    let settings =
+        format!("agent = \"fence_lab\"\noff_ms = 10000\n[parameters]\nplug = \"{host}\"\n");
+    let owned = "-o bellwether -g bellwether";
+    let (script, input) = match manner {
+        None => (format!("rm -f {file}"), ""),
+        Some(_) => (
+            format!(
+                "install -d {owned} -m 700 {directory} && install {owned} -m 600 /dev/stdin {file}"
+            ),
+            settings.as_str(),
+        ),
+    };
+    for node in lab.nodes() {
+        lab.exec_input(&node, &["sh", "-c", &script], input, COMMAND)?;
+    }
+    Ok(())
+}
+
 /// What the cluster says of a VM.
 pub fn vm(lab: &mut Lab, vm: &str) -> Result<Value> {
     let from = any_well(lab)?;
@@ -187,22 +231,30 @@ pub fn node_phase(lab: &mut Lab, node: &str) -> Result<String> {
 /// Events after a number.
 pub fn events(lab: &mut Lab, after: u64) -> Result<Vec<Value>> {
     let from = any_well(lab)?;
-    let events = bell_json(lab, &from, &["event", "list"])?;
+    let words = ["event", "list", "--after", &after.to_string()];
+    let events = bell_json(lab, &from, &words)?;
     let events = events.as_array().cloned().unwrap_or_default();
     Ok(events.into_iter().filter(|event| event["seq"].as_u64() > Some(after)).collect())
+}
+
+/// Tasks about VMs, those that have ended too.
+pub fn tasks(lab: &mut Lab) -> Result<Vec<Value>> {
+    let from = any_well(lab)?;
+    let tasks = bell_json(lab, &from, &["task", "list", "--all"])?;
+    Ok(tasks.as_array().cloned().unwrap_or_default())
 }
 
 /// Sectors of the journal of a VM in the lab: it wraps around after a few minutes.
 const JOURNAL_SECTORS: u64 = 4096;
 
 /// Makes a VM with the test guest and a disk of its own, and starts it. Returns its id.
-pub fn create_vm(lab: &mut Lab, name: &str) -> Result<String> {
+pub fn create_vm(lab: &mut Lab, name: &str, leased: bool) -> Result<String> {
     let from = any_well(lab)?;
     let disk = format!("{STORAGE_PATH}/{name}.raw");
     let size = (JOURNAL_SECTORS * 512).to_string();
     lab.exec_ok(&from, &["truncate", "-s", &size, &disk], COMMAND)?;
     let cmdline = format!(
-        "tick_ms=100 mem_mib=8 dirty_mib_s=1 verify_mib_s=2 journal_ms=100 journal_sectors={JOURNAL_SECTORS}"
+        "tick_ms=200 mem_mib=8 dirty_mib_s=1 verify_mib_s=1 journal_ms=250 journal_sectors={JOURNAL_SECTORS}"
     );
     let kernel = format!("{STORAGE_PATH}/guest.elf");
     let disk = format!("path={disk},format=raw");
@@ -218,6 +270,8 @@ pub fn create_vm(lab: &mut Lab, name: &str) -> Result<String> {
         &disk,
         "--cmdline",
         &cmdline,
+        "--arbiter",
+        if leased { "lease" } else { "storage" },
         "--start",
     ];
     let made = bell_json(lab, &from, &words)?;
@@ -254,7 +308,7 @@ pub fn delete_leftovers(lab: &mut Lab) -> Result<()> {
 /// Removes a VM that is stopped, and its disk.
 pub fn delete_vm(lab: &mut Lab, name: &str) -> Result<()> {
     let from = any_well(lab)?;
-    bell(lab, &from, &["vm", "delete", name, "--yes"])?;
+    bell(lab, &from, &["vm", "delete", name])?;
     lab.exec_ok(&from, &["rm", "-f", &format!("{STORAGE_PATH}/{name}.raw")], COMMAND).map(drop)
 }
 

@@ -2,19 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::channel::Channel;
+use crate::channel::{Channel, Heard};
+use crate::console::Console;
+use crate::door::{self, Hands, Request};
 use crate::fabric::{Direction, Fabric, Network, mac};
-use crate::machine::{Image, Machine, Power, Role, Spec, socket};
+use crate::machine::{Image, Machine, Role, Spec, socket};
+use crate::monitor::Monitor;
+use crate::supply::{Manner, Panel, Power};
 use crate::timeline::{LAB, Timeline};
+use crate::traces::Traces;
 use crate::watch::Watch;
 use crate::wire::Outcome;
 
@@ -22,8 +25,13 @@ use crate::wire::Outcome;
 pub const STORAGE: &str = "storage";
 /// Networks and names have room for so many.
 pub const NODES_MAX: u8 = 5;
-/// From power on to the agent's hello. Three hosts that boot at once on two cores need half a minute.
-pub const BOOT_LIMIT: Duration = Duration::from_secs(180);
+/// From power on to the agent's hello. Four hosts that boot at once on two idle cores need half
+/// a minute; on a machine on which everybody compiles they need five.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(600);
+/// Nothing but a reset ends a host that hangs; this is what the lab tells its agent there.
+const HANG_LIMIT: Duration = Duration::from_secs(3600);
+/// Setting a clock, on a host that still boots.
+const CLOCK_LIMIT: Duration = Duration::from_secs(60);
 
 /// How a lab is made.
 #[derive(Clone, Debug)]
@@ -43,11 +51,17 @@ pub struct Lab {
     pub timeline: Timeline,
     pub watch: Watch,
     cuts: BTreeMap<(String, Network), &'static str>,
+    /// Hosts that hang, and the boot that does.
+    hung: BTreeMap<String, Option<String>>,
+    panel: Panel,
+    traces: Traces,
 }
 
 struct Host {
     machine: Machine,
     channel: Channel,
+    console: Console,
+    monitor: Monitor,
 }
 
 impl Lab {
@@ -59,6 +73,9 @@ impl Lab {
         let directory = &plan.directory;
         fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
         let sockets = std::env::temp_dir().join(format!("bw-lab-{}", std::process::id()));
+        let traces = Traces::default();
+        traces.remove_at_signals()?;
+        traces.add(sockets.clone());
         fs::create_dir_all(&sockets).with_context(|| format!("make {}", sockets.display()))?;
         let mut lab = Self {
             hosts: BTreeMap::new(),
@@ -68,6 +85,9 @@ impl Lab {
             timeline: Timeline::create(&directory.join("timeline.log"))?,
             watch: Watch::default(),
             cuts: BTreeMap::new(),
+            hung: BTreeMap::new(),
+            panel: Panel::default(),
+            traces,
         };
         lab.add(plan, Role::Storage, STORAGE.to_owned(), 100)?;
         for index in 1..=plan.nodes {
@@ -83,23 +103,42 @@ impl Lab {
         };
         let spec = Spec { name: name.clone(), index, role, memory_mib, processors: 1 };
         let disk = self.directory.join(format!("{name}.disk"));
+        self.traces.add(disk.clone());
         make_disk(&disk, disk_mib)?;
         for network in Network::ALL {
             let socket = socket(&self.sockets, &name, network.name());
             self.fabric.attach(network, &name, mac(network, index), &socket)?;
         }
-        for port in ["console", "log"] {
-            record(&name, &socket(&self.sockets, &name, port), &self.timeline)?;
-        }
+        // Its journal comes over a second console, on which nobody types.
+        Console::listen(&name, &socket(&self.sockets, &name, "log"), &self.timeline)?;
+        let console = socket(&self.sockets, &name, "console");
+        let console = Console::listen(&name, &console, &self.timeline)?;
         let agent = socket(&self.sockets, &name, "agent");
-        let channel = Channel::listen(&name, &agent, &self.timeline, &self.watch)?;
+        let (timeline, watch, panel) =
+            (self.timeline.clone(), self.watch.clone(), self.panel.clone());
+        let channel = Channel::listen(&name, &agent, Heard { timeline, watch, panel })?;
         let machine = Machine::new(spec, plan.image.clone(), &self.sockets, disk);
-        self.hosts.insert(name, Host { machine, channel });
+        self.panel.add(&name, machine.supply());
+        self.hosts.insert(name, Host { machine, channel, console, monitor: Monitor::default() });
         Ok(())
     }
 
-    pub fn directory(&self) -> &Path {
-        &self.directory
+    /// Lets other processes in: they find the lab by its directory.
+    pub fn open_door(&self, requests: Sender<Request>) -> Result<()> {
+        let hands: Hands = self
+            .hosts
+            .iter()
+            .map(|(name, host)| (name.clone(), (host.channel.clone(), host.console.clone())))
+            .collect();
+        let socket = self.sockets.join("door");
+        door::open(&socket, hands, requests)?;
+        self.traces.add(door::notice_path(&self.directory));
+        door::announce(&self.directory, &socket)
+    }
+
+    /// The timeline goes as well at the end: there is nothing to look up in it.
+    pub fn forget_timeline(&self) {
+        self.traces.add(self.timeline.path().to_owned());
     }
 
     /// All hosts, the storage host included.
@@ -119,6 +158,13 @@ impl Lab {
     pub fn is_well(&mut self, host: &str) -> bool {
         !self.cuts.contains_key(&(host.to_owned(), Network::Management))
             && self.power(host).is_ok_and(|power| power == Power::On)
+            && !self.hangs(host)
+    }
+
+    /// Whether it hangs still: a reset ends that, and its next boot tells.
+    fn hangs(&self, host: &str) -> bool {
+        let now = self.hosts.get(host).and_then(|host| host.channel.boot_id());
+        self.hung.get(host).is_some_and(|boot| *boot == now)
     }
 
     /// The cables that are cut, for people.
@@ -130,7 +176,24 @@ impl Lab {
     /// Switches a host on and does not wait for it.
     pub fn switch_on(&mut self, host: &str) -> Result<()> {
         self.note(&format!("power on {host}"));
-        self.host(host)?.machine.switch_on()
+        let timeline = self.timeline.clone();
+        let own = self.host(host)?;
+        own.machine.switch_on()?;
+        own.monitor.follow(host, &own.machine.socket("qmp"), &timeline)
+    }
+
+    /// When the watchdog of a host has fired so far.
+    pub fn watchdog_fired(&mut self, host: &str) -> Result<Vec<Duration>> {
+        Ok(self.host(host)?.monitor.fired())
+    }
+
+    /// The host has gone down by itself, and comes up again.
+    pub fn await_next_boot(&mut self, host: &str) -> Result<()> {
+        let channel = self.host(host)?.channel.clone();
+        if !channel.await_end(BOOT_LIMIT) {
+            bail!("{host} did not go down within {} s", BOOT_LIMIT.as_secs());
+        }
+        self.await_boot(host)
     }
 
     pub fn await_boot(&mut self, host: &str) -> Result<()> {
@@ -147,14 +210,46 @@ impl Lab {
                 bail!("{host} did not come up within {} s", BOOT_LIMIT.as_secs());
             }
         };
+        self.set_clock(host)?;
         let took = (self.timeline.now() - started).as_secs_f64();
         self.note(&format!("{host} is up, boot {boot_id} (waited {took:.1} s)"));
         Ok(())
     }
 
+    /// A machine's own clock tells whole seconds only.
+    pub fn set_clock(&self, host: &str) -> Result<()> {
+        let now = self.timeline.wall_ms();
+        let at = format!("@{}.{:03}", now / 1000, now % 1000);
+        self.exec_ok(host, &["date", "-s", &at], CLOCK_LIMIT).map(drop)
+    }
+
+    /// How the power switch of a host behaves from here on.
+    pub fn set_switch(&self, host: &str, manner: Manner) {
+        self.note(&format!("the power switch of {host}: {manner:?}"));
+        self.panel.set(host, manner);
+    }
+
     pub fn switch_off(&mut self, host: &str) -> Result<()> {
         self.note(&format!("power off {host}"));
         self.host(host)?.machine.switch_off()
+    }
+
+    /// In order: services are stopped, file systems unmounted. Waits for the next boot.
+    pub fn reboot(&mut self, host: &str) -> Result<()> {
+        self.note(&format!("reboot {host}"));
+        self.exec_ok(host, &["systemctl", "reboot"], BOOT_LIMIT)?;
+        self.await_next_boot(host)
+    }
+
+    /// The kernel runs nothing any more but a program that does nothing, at the highest priority;
+    /// its devices, the watchdog among them, go on. Only a reset or a power cut ends it.
+    pub fn hang(&mut self, host: &str) -> Result<()> {
+        self.note(&format!("hang {host}"));
+        let busy = "echo -1 >/proc/sys/kernel/sched_rt_runtime_us; \
+                    exec chrt --fifo 99 sh -c 'while :; do :; done'";
+        let channel = self.host(host)?.channel.clone();
+        self.hung.insert(host.to_owned(), channel.boot_id());
+        channel.begin(&["sh", "-c", busy], HANG_LIMIT)
     }
 
     pub fn freeze(&mut self, host: &str) -> Result<()> {
@@ -193,6 +288,10 @@ impl Lab {
         self.cuts.clear();
         let mut booting = Vec::new();
         for host in self.hosts() {
+            if self.hangs(&host) {
+                self.switch_off(&host)?;
+            }
+            self.hung.remove(&host);
             match self.power(&host)? {
                 Power::Frozen => self.thaw(&host)?,
                 Power::Off => {
@@ -246,10 +345,7 @@ impl Drop for Lab {
         for host in self.hosts.values_mut() {
             let _ = host.machine.switch_off();
         }
-        let _ = fs::remove_dir_all(&self.sockets);
-        for name in self.hosts.keys() {
-            let _ = fs::remove_file(self.directory.join(format!("{name}.disk")));
-        }
+        self.traces.remove();
     }
 }
 
@@ -267,24 +363,4 @@ fn make_disk(path: &Path, mib: u64) -> Result<()> {
         true => Ok(()),
         false => bail!("mke2fs {}: {}", path.display(), String::from_utf8_lossy(&made.stderr)),
     }
-}
-
-/// Puts what a host says on one of its ports into the timeline.
-fn record(host: &str, socket: &Path, timeline: &Timeline) -> Result<()> {
-    let listener =
-        UnixListener::bind(socket).with_context(|| format!("listen on {}", socket.display()))?;
-    let (host, timeline) = (host.to_owned(), timeline.clone());
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let mut lines = BufReader::new(stream).split(b'\n');
-            while let Some(Ok(line)) = lines.next() {
-                let line = String::from_utf8_lossy(&line);
-                let line = line.trim_end();
-                if !line.is_empty() {
-                    timeline.note(&host, line);
-                }
-            }
-        }
-    });
-    Ok(())
 }

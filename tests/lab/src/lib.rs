@@ -8,17 +8,25 @@
 //!   channel   <------- control channel ------>  lab agent: runs programs, follows guests
 //!   fabric    <------- a cable per network -->  management, storage, guests
 //!   machine   -------- power, freeze -------->  the process itself
+//!   supply    <------- control channel -------  `fence_lab`, a fence agent: power switches
 //! ```
 #![forbid(unsafe_code)]
 
 pub mod channel;
 pub mod cluster;
+pub mod console;
+pub mod door;
 pub mod fabric;
+pub mod failover;
 pub mod journal;
 pub mod lab;
 pub mod machine;
+pub mod monitor;
 pub mod scenario;
 pub mod shell;
+pub mod supply;
 pub mod timeline;
+pub mod traces;
+pub mod visitor;
 pub mod watch;
 pub mod wire;

@@ -3,12 +3,13 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::fabric::{Network, mac};
+use crate::supply::{Power, Supply};
 use crate::wire::PORT_NAME;
 
 /// Room for translated code, for each machine. QEMU's default is a gigabyte.
@@ -38,37 +39,27 @@ pub struct Image {
     pub layer: PathBuf,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Power {
-    Off,
-    On,
-    Frozen,
-}
-
 pub struct Machine {
     pub spec: Spec,
     image: Image,
     /// Where its sockets are.
     directory: PathBuf,
     disk: PathBuf,
-    process: Option<Child>,
-    power: Power,
+    supply: Supply,
 }
 
 impl Machine {
     pub fn new(spec: Spec, image: Image, directory: &Path, disk: PathBuf) -> Self {
         let directory = directory.to_owned();
-        Self { spec, image, directory, disk, process: None, power: Power::Off }
+        Self { spec, image, directory, disk, supply: Supply::default() }
     }
 
-    pub fn power(&mut self) -> Power {
-        if let Some(process) = &mut self.process
-            && process.try_wait().is_ok_and(|status| status.is_some())
-        {
-            self.process = None;
-            self.power = Power::Off;
-        }
-        self.power
+    pub fn power(&self) -> Power {
+        self.supply.power()
+    }
+
+    pub fn supply(&self) -> Supply {
+        self.supply.clone()
     }
 
     pub fn socket(&self, name: &str) -> PathBuf {
@@ -92,8 +83,7 @@ impl Machine {
             .stderr(log)
             .spawn()
             .with_context(|| format!("start qemu-system-x86_64 for {}", self.spec.name))?;
-        self.process = Some(process);
-        self.power = Power::On;
+        self.supply.feed(process);
         Ok(())
     }
 
@@ -104,34 +94,24 @@ impl Machine {
 
     /// Pulls the plug.
     pub fn switch_off(&mut self) -> Result<()> {
-        if let Some(mut process) = self.process.take() {
-            process.kill().with_context(|| format!("kill the machine of {}", self.spec.name))?;
-            process.wait()?;
-        }
-        self.power = Power::Off;
-        Ok(())
+        self.supply.cut().with_context(|| format!("switch {} off", self.spec.name))
     }
 
     /// Stops the whole machine between two instructions: as a host does that hangs.
     pub fn freeze(&mut self) -> Result<()> {
-        self.signal(Signal::STOP)?;
-        self.power = Power::Frozen;
-        Ok(())
+        self.signal(true, Signal::STOP)
     }
 
     pub fn thaw(&mut self) -> Result<()> {
-        self.signal(Signal::CONT)?;
-        self.power = Power::On;
-        Ok(())
+        self.signal(false, Signal::CONT)
     }
 
-    fn signal(&mut self, signal: Signal) -> Result<()> {
-        if self.power() == Power::Off {
-            bail!("{} is switched off", self.spec.name);
-        }
-        let pid = self.process.as_ref().and_then(|process| Pid::from_raw(process.id() as i32));
-        let pid = pid.context("a machine without a process")?;
-        Ok(kill_process(pid, signal)?)
+    fn signal(&mut self, freezes: bool, signal: Signal) -> Result<()> {
+        let sent = self.supply.stand_still(freezes, |pid| {
+            let pid = Pid::from_raw(pid as i32).context("a machine without a process")?;
+            Ok(kill_process(pid, signal)?)
+        });
+        sent.with_context(|| self.spec.name.clone())
     }
 
     fn arguments(&self) -> Vec<String> {

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
@@ -19,6 +19,8 @@ pub struct Timeline {
 
 struct Inner {
     started: Instant,
+    /// The same moment by the wall clock, milliseconds.
+    began_ms: u64,
     path: PathBuf,
     file: Mutex<File>,
 }
@@ -26,13 +28,28 @@ struct Inner {
 impl Timeline {
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
-        let inner =
-            Inner { started: Instant::now(), path: path.to_owned(), file: Mutex::new(file) };
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let inner = Inner {
+            started: Instant::now(),
+            began_ms: wall.as_millis() as u64,
+            path: path.to_owned(),
+            file: Mutex::new(file),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
     pub fn path(&self) -> &Path {
         &self.inner.path
+    }
+
+    /// When the lab started, by the clock that its hosts are set by: milliseconds since 1970.
+    pub fn began_ms(&self) -> u64 {
+        self.inner.began_ms
+    }
+
+    /// What time it is by that clock, which never jumps: milliseconds since 1970.
+    pub fn wall_ms(&self) -> u64 {
+        self.inner.began_ms + self.now().as_millis() as u64
     }
 
     /// Since the lab started.

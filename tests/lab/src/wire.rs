@@ -14,6 +14,8 @@ pub const LINE_BYTES_MAX: usize = 4 << 20;
 pub enum ToHost {
     /// Run a program, with this as its standard input, and answer with `Done`.
     Run { id: u64, argv: Vec<String>, input: String, limit_ms: u64 },
+    /// What the power switch says to the request of this number.
+    Power { id: u64, code: i32, text: String },
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -26,6 +28,12 @@ pub enum FromHost {
     Done {
         id: u64,
         outcome: Outcome,
+    },
+    /// A fence agent asks the power switch of a host; answered with `Power`, or never.
+    Power {
+        id: u64,
+        host: String,
+        action: String,
     },
     /// A line that a guest printed on its serial port.
     Guest {

@@ -19,8 +19,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::target_dir;
-use crate::command::{cargo, is_installed, options, output, root, run};
+use crate::command::{Profile, cargo, is_installed, options, output, root, run};
 use contents::{PACKAGES, Package, Source};
 use deb::Tree;
 
@@ -50,7 +49,7 @@ struct Release {
     version: String,
     /// Seconds since 1970.
     epoch: String,
-    /// What dpkg-deb is told: a debug build is made to be used at once.
+    /// What dpkg-deb is told: what is not a release is made to be used at once.
     compression: &'static [&'static str],
     /// Where cargo left the programs.
     programs: PathBuf,
@@ -62,21 +61,28 @@ pub fn run_command(arguments: &[&str]) -> Result<()> {
     if !options(arguments, &["--debug", "--check", "--json"], HELP)? {
         return Ok(());
     }
-    if let Some((program, package)) = TOOLS.iter().find(|(program, _)| !is_installed(program)) {
-        bail!("`{program}` is missing; apt-get install {package}");
-    }
     let debug = arguments.contains(&"--debug");
-    build(debug)?;
-    let release = Release::read(debug)?;
-    let mut packages = Vec::new();
-    for package in PACKAGES {
-        packages.push(release.pack(&package)?);
-    }
+    let (release, packages) = make(if debug { Profile::Dev } else { Profile::Release })?;
     if arguments.contains(&"--check") {
         trial::check(&packages, &release.place.join("trial"))?;
     }
     report(&packages, &release.version, arguments.contains(&"--json"));
     Ok(())
+}
+
+/// The packages for the lab, and where they are.
+pub fn make_for_lab(profile: Profile) -> Result<PathBuf> {
+    Ok(make(profile)?.0.place)
+}
+
+fn make(profile: Profile) -> Result<(Release, Vec<PathBuf>)> {
+    if let Some((program, package)) = TOOLS.iter().find(|(program, _)| !is_installed(program)) {
+        bail!("`{program}` is missing; apt-get install {package}");
+    }
+    build(profile)?;
+    let release = Release::read(profile)?;
+    let packages = PACKAGES.iter().map(|package| release.pack(package)).collect::<Result<_>>()?;
+    Ok((release, packages))
 }
 
 fn report(packages: &[PathBuf], version: &str, json: bool) {
@@ -87,27 +93,40 @@ fn report(packages: &[PathBuf], version: &str, json: bool) {
     }
 }
 
-fn build(debug: bool) -> Result<()> {
-    let mut words = vec!["build", "--bins", "--locked"];
-    words.extend(PACKAGES.iter().flat_map(Package::programs).flat_map(|name| ["-p", name]));
-    if !debug {
-        words.push("--release");
+fn build(profile: Profile) -> Result<()> {
+    let mut words = vec!["build", "--locked", "--profile", profile.name(), "--bins"];
+    if profile == Profile::Dev {
+        // As `cargo xtask test` builds them.
+        words.extend(["--workspace", "--tests", "--examples"]);
+    } else {
+        words.extend(PACKAGES.iter().flat_map(Package::programs).flat_map(|name| ["-p", name]));
+    }
+    // Whatever is built together asks for the same features of its dependencies: built apart, they
+    // would be compiled twice.
+    if profile == Profile::Lab {
+        words.extend(["-p", "bellwether-lab"]);
     }
     run(&mut cargo(&words))
 }
 
 impl Release {
-    fn read(debug: bool) -> Result<Self> {
+    fn read(profile: Profile) -> Result<Self> {
         let epoch = match std::env::var("SOURCE_DATE_EPOCH") {
             Ok(epoch) => epoch,
             Err(_) => git(&["log", "-1", "--format=%ct"])
                 .context("set SOURCE_DATE_EPOCH where there is no git repository")?,
         };
-        let programs = target_dir(debug);
-        let place = programs.join("../package");
+        let programs = profile.directory();
+        let place = programs.join(match profile {
+            Profile::Lab => "package",
+            Profile::Release | Profile::Dev => "../package",
+        });
         fs::create_dir_all(&place).with_context(|| format!("make {}", place.display()))?;
         let place = place.canonicalize()?;
-        let compression: &[&str] = if debug { &["-Zgzip", "-z1"] } else { &["-Zxz"] };
+        let compression: &[&str] = match profile {
+            Profile::Release => &["-Zxz"],
+            Profile::Dev | Profile::Lab => &["-Zgzip", "-z1"],
+        };
         Ok(Self { version: version(&epoch)?, epoch, compression, programs, place })
     }
 

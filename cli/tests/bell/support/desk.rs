@@ -159,7 +159,7 @@ impl Admin for Desk {
         Ok(Response::new(NodeReply { node: Some(node("n1", 1)), tasks: vec![] }))
     }
     async fn create_vm(&self, request: Request<CreateVmRequest>) -> Answer<VmReply> {
-        let CreateVmRequest { spec, start, rules: _ } = request.into_inner();
+        let CreateVmRequest { spec, start, .. } = request.into_inner();
         let spec = spec.unwrap();
         self.enter(format!("create {} {:?} start={start}", spec.name, spec.possible_owners))
             .await?;

@@ -4,6 +4,7 @@ use bellwether_types::{BootId, FenceProof, MemberRole, NodeId, Ports, VmId};
 
 use super::{About, Applied};
 use crate::command::{Outcome, Registration, Rejection, RejectionKind};
+use crate::fence::{self, NodeWatchdog};
 use crate::state::{Cluster, Level, Liveness, Member, Node, State, Token};
 
 /// Used and expired tokens are forgotten this long after they expired, milliseconds.
@@ -85,6 +86,7 @@ impl State {
                     version: String::new(),
                     losses: Vec::new(),
                     quarantined_until: None,
+                    watchdog: None,
                 };
                 self.nodes.insert(node.id, node);
             }
@@ -233,6 +235,31 @@ impl State {
         Ok(Outcome::Done)
     }
 
+    /// What a renewal said of its node's watchdog.
+    pub(super) fn note_watchdog(&mut self, at: u64, id: NodeId, said: NodeWatchdog) -> Applied {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return Ok(Outcome::Unchanged);
+        };
+        let boot = node.boot_id == Some(said.boot_id);
+        if !boot || !fence::is_news(node, said.boot_id, said.nonce, &said.promise) {
+            return Ok(Outcome::Unchanged);
+        }
+        let name = node.name.clone();
+        let (level, text) = match &said.promise {
+            Ok(bound) => (
+                Level::Info,
+                format!(
+                    "{name} has armed its watchdog, which resets it after {} ms",
+                    bound.watchdog_ms
+                ),
+            ),
+            Err(reason) => (Level::Warn, format!("{name} promises no watchdog any more: {reason}")),
+        };
+        node.watchdog = Some(said);
+        self.event(at, level, About::node(&name), text);
+        Ok(Outcome::Done)
+    }
+
     pub(super) fn cordon(&mut self, at: u64, id: NodeId, cordoned: bool) -> Applied {
         let Some(node) = self.nodes.get_mut(&id) else {
             return Err(Rejection::not_found(format!("there is no node {id}")));
@@ -278,6 +305,27 @@ impl State {
                 vm.pending = None;
             }
         }
+    }
+
+    /// A word about a boot that is over, or about a node that is heard from after all, is no proof.
+    pub(super) fn switched_off(
+        &mut self,
+        at: u64,
+        id: NodeId,
+        boot_id: BootId,
+        device: String,
+    ) -> Applied {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return Ok(Outcome::Unchanged);
+        };
+        let is_silent = matches!(node.liveness, Liveness::Unknown { .. });
+        if !is_silent || node.boot_id != Some(boot_id) {
+            return Ok(Outcome::Unchanged);
+        }
+        let (name, text) = (node.name.clone(), format!("{device} has switched {} off", node.name));
+        node.liveness = Liveness::Fenced { proof: FenceProof::Power { device } };
+        self.event(at, Level::Warn, About::node(&name), text);
+        Ok(Outcome::Done)
     }
 
     pub(super) fn confirm_down(&mut self, at: u64, id: NodeId, who: String) -> Applied {

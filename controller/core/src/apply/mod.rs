@@ -12,7 +12,7 @@ pub(crate) use steps::is_due;
 use bellwether_types::{TaskId, VmId, VmRules};
 
 use crate::command::{Change, Command, Outcome, Rejection};
-use crate::state::{ENDED_TASKS_MAX, EVENTS_MAX, Event, Index, Level, State};
+use crate::state::{ENDED_TASKS_MAX, EVENTS_MAX, Event, Index, Level, State, Vm};
 
 /// The result of one kind of command.
 type Applied = Result<Outcome, Rejection>;
@@ -76,12 +76,21 @@ impl State {
             Change::Cordon { node, cordoned } => self.cordon(at, node, cordoned),
             Change::ConfirmDown { node, who } => self.confirm_down(at, node, who),
             Change::CreateVm { id, spec } => {
-                self.create_vm(at, id, spec.into(), VmRules::default())
+                self.create_vm(at, Vm::new(id, spec.into(), VmRules::default(), at))
             }
             Change::BeginTask(request) => self.begin_task(at, request, None),
             Change::Advance { task, step_no, event } => self.advance(at, task, step_no, event),
             Change::SetPaused { vm, paused } => self.set_paused(at, vm, paused),
-            Change::DefineVm { id, spec, rules } => self.create_vm(at, id, spec, rules),
+            Change::DefineVm { id, spec, rules } => {
+                self.create_vm(at, Vm::new(id, spec, rules, at))
+            }
+            Change::DefineVmUnder { id, spec, rules, arbiter } => {
+                self.create_vm(at, Vm { arbiter, ..Vm::new(id, spec, rules, at) })
+            }
+            Change::SwitchedOff { node, boot_id, device } => {
+                self.switched_off(at, node, boot_id, device)
+            }
+            Change::NoteWatchdog { node, said } => self.note_watchdog(at, node, said),
             Change::SetVm { vm, patch } => self.set_vm(at, vm, patch),
             Change::SetCluster { patch } => self.set_cluster(at, patch),
             Change::LiftQuarantine { node, by } => self.lift_quarantine(at, node, &by),

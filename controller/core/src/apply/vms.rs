@@ -1,6 +1,6 @@
 //! Commands about VMs, and the beginning of tasks.
 
-use bellwether_types::{TaskId, VmId, VmRules, VmSpec};
+use bellwether_types::{Arbiter, TaskId, VmId, VmSpec};
 
 use super::{About, Applied};
 use crate::command::{Outcome, Rejection, RejectionKind};
@@ -14,17 +14,21 @@ enum Refusal {
 }
 
 impl State {
-    pub(super) fn create_vm(&mut self, at: u64, id: VmId, spec: VmSpec, rules: VmRules) -> Applied {
+    pub(super) fn create_vm(&mut self, at: u64, vm: Vm) -> Applied {
+        let Vm { id, spec, rules, .. } = &vm;
+        let id = *id;
         spec.validate().map_err(|error| Rejection::invalid(error.to_string()))?;
         if self.index.named(&spec.name).is_some() || self.vms.contains_key(&id) {
             let text = format!("there is a VM named {} already", spec.name);
             return Err(Rejection::new(RejectionKind::AlreadyExists, text));
         }
-        self.check_fits_somewhere(&spec)?;
-        self.check_disks_free(&spec)?;
-        self.check_rules(id, &spec.name, &rules)?;
-        let vm = Vm::new(id, spec, rules, at);
-        let text = format!("VM {} was created", vm.spec.name);
+        self.check_fits_somewhere(spec)?;
+        self.check_disks_free(spec)?;
+        self.check_rules(id, &spec.name, rules)?;
+        let text = match vm.arbiter {
+            Arbiter::Storage => format!("VM {} was created", spec.name),
+            Arbiter::Lease => format!("VM {} was created, under the lease arbiter", spec.name),
+        };
         self.vms.insert(id, vm);
         self.event(at, Level::Info, About::vm(id), text);
         Ok(Outcome::Done)

@@ -9,8 +9,8 @@ use std::marker::PhantomData;
 use std::path::PathBuf;
 
 use bellwether_types::{
-    BootId, ClusterSettings, DiskSpec, Epoch, FenceProof, NodeId, RestartPolicy, TaskId, VmId,
-    VmSpec,
+    Arbiter, BootId, ClusterSettings, DiskSpec, Epoch, FenceProof, NodeId, RestartPolicy, TaskId,
+    VmId, VmSpec,
 };
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -167,6 +167,7 @@ impl From<NodeV1> for Node {
             version: old.version,
             losses: Vec::new(),
             quarantined_until: None,
+            watchdog: None,
         }
     }
 }
@@ -239,6 +240,7 @@ impl From<VmV1> for Vm {
             restarts: Vec::new(),
             halted: None,
             placed: None,
+            arbiter: Arbiter::Storage,
         }
     }
 }

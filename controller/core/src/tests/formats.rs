@@ -98,6 +98,12 @@ fn a_snapshot_survives_its_encoding_with_all_that_is_new() {
     for vm in state.vms.values_mut() {
         vm.rules.anti_affinity.insert("web".into(), bellwether_types::Strength::Hard);
         vm.restarts.push(7);
+        vm.arbiter = bellwether_types::Arbiter::Lease;
+    }
+    for node in state.nodes.values_mut() {
+        let boot_id = BootId::from_uuid(uuid::Uuid::from_u128(5));
+        let promise = Err("no watchdog is armed".into());
+        node.watchdog = Some(crate::fence::NodeWatchdog { boot_id, nonce: 3, promise });
     }
     state.index = crate::state::Index::of(&state);
     let bytes = postcard::to_stdvec(&state).unwrap();

@@ -1,5 +1,6 @@
 //! Tests of the core against a model of nodes, storage and faults.
 
+mod fence;
 mod forecast;
 mod formats;
 pub mod model;

@@ -11,9 +11,9 @@ impl AdminApi {
     pub(super) async fn nodes(&self) -> Result<v1::ListNodesReply, Status> {
         self.confirm().await?;
         let state = self.controller.state();
-        let now = self.controller.clock.now_ms();
+        let times = self.times();
         let observed = self.controller.observed();
-        let nodes = state.nodes.values().map(|node| view::node(&state, &observed, now, node));
+        let nodes = state.nodes.values().map(|node| view::node(&state, &observed, times, node));
         Ok(v1::ListNodesReply { nodes: nodes.collect() })
     }
 
@@ -21,11 +21,14 @@ impl AdminApi {
         self.confirm().await?;
         let node = self.find_node(name)?;
         let state = self.controller.state();
-        let now = self.controller.clock.now_ms();
         let tasks = state.active_tasks().filter(|task| task.source == Some(node.id));
         let tasks = tasks.map(|task| task.id.0).collect();
-        let node = view::node(&state, &self.controller.observed(), now, &node);
+        let node = view::node(&state, &self.controller.observed(), self.times(), &node);
         Ok(v1::NodeReply { node: Some(node), tasks })
+    }
+
+    fn times(&self) -> (u64, u64) {
+        (self.controller.clock.now_ms(), self.controller.timing.suspect_after_ms)
     }
 
     pub(super) async fn cordon(&self, name: &str, cordoned: bool) -> Result<v1::NodeReply, Status> {

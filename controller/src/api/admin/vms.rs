@@ -4,7 +4,7 @@ use bellwether_core::command::Change;
 use bellwether_core::task::TaskRequest;
 use bellwether_core::{Outcome, TaskKind, Vm};
 use bellwether_proto::v1;
-use bellwether_types::{NodeId, VmId, VmSpec};
+use bellwether_types::{Arbiter, NodeId, VmId, VmSpec};
 use tonic::{Response, Status};
 use uuid::Uuid;
 
@@ -53,7 +53,8 @@ impl AdminApi {
         if request.start {
             self.admit(id, &spec, &rules)?;
         }
-        commit(&self.controller, Change::DefineVm { id, spec, rules }).await?;
+        let arbiter = arbiter(&request.arbiter)?;
+        commit(&self.controller, Change::DefineVmUnder { id, spec, rules, arbiter }).await?;
         match request.start {
             true => Ok(self.begin(TaskKind::Start, &name, "", who).await?.into_inner()),
             false => self.vm(&name).await,
@@ -146,4 +147,12 @@ impl AdminApi {
             }
         }
     }
+}
+
+/// What a request for a new VM says; the storage where it says nothing.
+fn arbiter(word: &str) -> Result<Arbiter, Status> {
+    let word = if word.is_empty() { "storage" } else { word };
+    Arbiter::from_word(word).ok_or_else(|| {
+        Status::invalid_argument(format!("the arbiter is `{word}`; give storage or lease"))
+    })
 }

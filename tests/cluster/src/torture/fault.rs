@@ -7,18 +7,8 @@ use anyhow::{Context, Result};
 use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::Cluster;
+use crate::migration::{Move, Victim};
 use crate::process::{self, Found, processes_of};
-
-/// Who can be hit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Victim {
-    SourceAgent,
-    DestinationAgent,
-    SourceVmm,
-    DestinationVmm,
-    /// The controller that leads.
-    Leader,
-}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
@@ -56,13 +46,6 @@ pub const MENU: [Fault; 14] = [
     Fault::DirectoryGone,
 ];
 
-/// The move that is hit.
-pub struct At {
-    pub home: usize,
-    pub to: usize,
-    pub vm_id: String,
-}
-
 /// How to mend what was done.
 #[derive(Debug, Default)]
 pub struct Struck {
@@ -77,12 +60,12 @@ impl Fault {
         matches!(self, Self::Kill(SourceVmm | DestinationVmm) | Self::TornTail)
     }
 
-    pub async fn strike(self, cluster: &mut Cluster, at: &At) -> Result<Struck> {
+    pub async fn strike(self, cluster: &mut Cluster, at: &Move) -> Result<Struck> {
         let mut struck = Struck::default();
         match self {
             Self::Nothing => {}
             Self::Kill(victim) => {
-                kill(victim, cluster, at).await?;
+                at.kill(cluster, victim).await?;
                 cluster.ensure_running()?;
             }
             Self::Stop(victim) => {
@@ -118,21 +101,7 @@ impl Struck {
     }
 }
 
-async fn kill(victim: Victim, cluster: &mut Cluster, at: &At) -> Result<()> {
-    match victim {
-        SourceAgent => cluster.node(at.home).kill_agent(),
-        DestinationAgent => cluster.node(at.to).kill_agent(),
-        SourceVmm => drop(cluster.kill_vmm(at.home, &at.vm_id)),
-        DestinationVmm => drop(cluster.kill_vmm(at.to, &at.vm_id)),
-        Leader => {
-            let leader = cluster.leader().await?;
-            cluster.node(leader).kill_controller();
-        }
-    }
-    Ok(())
-}
-
-async fn processes(victim: Victim, cluster: &Cluster, at: &At) -> Result<Vec<Found>> {
+async fn processes(victim: Victim, cluster: &Cluster, at: &Move) -> Result<Vec<Found>> {
     let (number, program) = match victim {
         SourceAgent => (at.home, "bellwether-agent"),
         DestinationAgent => (at.to, "bellwether-agent"),

@@ -13,18 +13,18 @@
 mod chance;
 mod fault;
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 pub use chance::Chance;
 pub use fault::{Fault, MENU};
 
 use crate::journal::Journal;
 use crate::lines::Line;
+use crate::migration::{Move, nothing_left, runs_once};
 use crate::storage::Storage;
-use crate::{Cluster, Guest, Options, StorageKind, Watch, wait_for};
+use crate::{Cluster, Guest, Options, StorageKind, Watch};
 
 const VM: &str = "tortured";
 const MEMORY_MIB: u64 = 128;
@@ -98,7 +98,7 @@ impl Torture {
             _ => self.cluster.admin().migrate(VM, &format!("node{to}")).await?,
         };
         tokio::time::sleep(Duration::from_millis(round.after_ms)).await;
-        let at = fault::At { home, to, vm_id: self.watch.vm_id().to_owned() };
+        let at = Move { home, to, vm_id: self.watch.vm_id().to_owned() };
         let done = round.fault.strike(&mut self.cluster, &at).await?;
         tokio::time::sleep(Duration::from_millis(round.for_ms)).await;
         done.heal(&mut self.cluster).await?;
@@ -125,15 +125,8 @@ impl Torture {
     }
 
     async fn is_well(&self) -> Result<()> {
-        wait_for("exactly one VMM to run the guest", SOON, async || {
-            match self.cluster.running_instances(self.watch.vm_id()).await.len() {
-                1 => Ok(Some(())),
-                count => Err(anyhow!("{count} run it")),
-            }
-        })
-        .await?;
+        runs_once(&self.cluster, &self.watch, SOON).await?;
         self.watch.verifies_again(SOON).await?;
-        self.watch.check()?;
         let disk = self.guest.disk.as_ref().context("the guest has a disk")?;
         let acknowledged = self.watch.acknowledged();
         let lost = Journal::scan(disk)?.lost(acknowledged);
@@ -144,14 +137,13 @@ impl Torture {
     /// A move succeeds, and leaves no file. What could not be removed while the storage failed goes
     /// with the sweep after the next start, so that a second one may be needed.
     async fn new_attempt(&self) -> Result<()> {
-        let dir = self.cluster.storage().join("state");
         for attempt in 1..=2 {
             self.cluster.wait_whole().await?;
             self.cluster.admin().settled(VM, &["running"], SOON).await?;
             let to = self.cluster.other_than(&[self.cluster.home_of(VM).await?])?;
             self.cluster.migrate(VM, to).await.context("a new attempt")?;
             self.is_well().await.context("after a new attempt")?;
-            match nothing_left(&dir).await {
+            match nothing_left(&self.cluster, REMOVED).await {
                 Err(_) if attempt == 1 => {}
                 outcome => return outcome,
             }
@@ -163,14 +155,6 @@ impl Torture {
         drop(self.watch);
         self.cluster.finish()
     }
-}
-
-async fn nothing_left(dir: &Path) -> Result<()> {
-    wait_for("the state files to go", REMOVED, async || {
-        let left: Vec<_> = std::fs::read_dir(dir)?.filter_map(|it| it.ok()).collect();
-        if left.is_empty() { Ok(Some(())) } else { bail!("{left:?}") }
-    })
-    .await
 }
 
 /// Rounds until the time is over; the line of each goes to standard error, where a failure is told

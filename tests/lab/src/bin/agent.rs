@@ -1,14 +1,19 @@
 //! The lab's hand in a host: runs what it is told and passes on what guests print, over a port
 //! of the machine. It touches no network and no shared storage, so it answers when both are dead.
+//!
+//! Under the name `fence_lab` it is a fence agent: it asks the lab for the power switch of a host,
+//! through the hand in its own host.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -16,20 +21,35 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use bellwether_lab::wire::{FromHost, Outcome, PORT_NAME, ToHost};
 
+const FENCE_AGENT: &str = "fence_lab";
+const POWER: &str = "/run/lab-power";
 const PORTS: &str = "/sys/class/virtio-ports";
 const VMS: &str = "/run/bellwether/vms";
 /// Between two looks for new VMMs.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(250);
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
+    let name = std::env::args().next().unwrap_or_default();
+    match Path::new(&name).file_name().is_some_and(|name| name == FENCE_AGENT) {
+        true => fence(),
+        false => hand().map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn hand() -> Result<()> {
     let path = find_port()?;
     let port = OpenOptions::new().read(true).write(true).open(&path);
     let port = port.with_context(|| format!("open {}", path.display()))?;
-    let line = Line { port: Arc::new(Mutex::new(port.try_clone()?)) };
+    let line = Line { port: Arc::new(Mutex::new(port.try_clone()?)), asked: Asked::default() };
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
     line.send(&FromHost::Hello { boot_id })?;
     let guests = line.clone();
     thread::spawn(move || watch_guests(&guests));
+    let listener = UnixListener::bind(POWER)?;
+    // The controller's user asks, too.
+    fs::set_permissions(POWER, PermissionsExt::from_mode(0o666))?;
+    let switches = line.clone();
+    thread::spawn(move || serve_switches(&listener, &switches));
     serve(port, &line)
 }
 
@@ -48,7 +68,11 @@ fn find_port() -> Result<PathBuf> {
 #[derive(Clone)]
 struct Line {
     port: Arc<Mutex<File>>,
+    asked: Asked,
 }
+
+/// Fence agents that wait for an answer, by the number of the request.
+type Asked = Arc<Mutex<BTreeMap<u64, mpsc::Sender<(i32, String)>>>>;
 
 impl Line {
     fn send(&self, message: &FromHost) -> Result<()> {
@@ -73,6 +97,11 @@ fn serve(port: File, line: &Line) -> Result<()> {
                     });
                     line.send(&FromHost::Done { id, outcome })
                 });
+            }
+            Ok(ToHost::Power { id, code, text }) => {
+                let asked = line.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                // One whose time was over waits no longer.
+                let _ = asked.map(|asked| asked.send((code, text)));
             }
             // Half a line of a lab that went away meanwhile.
             Err(error) => eprintln!("ignored: {error}"),
@@ -164,3 +193,56 @@ fn attach(socket: &Path) -> Result<Child> {
         .spawn()
         .context("start bellwether-vmm console")
 }
+
+/// A request is `ACTION HOST`, an answer `CODE TEXT`.
+fn serve_switches(listener: &UnixListener, line: &Line) {
+    for (id, stream) in (1..).zip(listener.incoming().flatten()) {
+        let line = line.clone();
+        thread::spawn(move || serve_switch(id, stream, &line));
+    }
+}
+
+fn serve_switch(id: u64, mut stream: UnixStream, line: &Line) -> Result<()> {
+    let mut request = String::new();
+    BufReader::new(stream.try_clone()?).read_line(&mut request)?;
+    let (action, host) = request.trim().split_once(' ').context("a request without a host")?;
+    let (sender, answer) = mpsc::channel();
+    line.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(id, sender);
+    line.send(&FromHost::Power { id, host: host.to_owned(), action: action.to_owned() })?;
+    let (code, text) = answer.recv()?;
+    Ok(writeln!(stream, "{code} {text}")?)
+}
+
+/// The agent's side of the ClusterLabs interface: `key=value` lines on standard input.
+fn fence() -> Result<ExitCode> {
+    let mut input = String::new();
+    std::io::stdin().read_to_string(&mut input)?;
+    let value =
+        |key: &str| input.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    let mut out = std::io::stdout();
+    match value("action").unwrap_or("reboot") {
+        "metadata" => {
+            out.write_all(METADATA.as_bytes())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        action => {
+            let mut stream = UnixStream::connect(POWER).context("ask the lab")?;
+            writeln!(stream, "{action} {}", value("plug").context("no plug was given")?)?;
+            let mut answer = String::new();
+            BufReader::new(stream).read_line(&mut answer)?;
+            let (code, text) = answer.trim().split_once(' ').context("no answer")?;
+            writeln!(out, "{text}")?;
+            Ok(ExitCode::from(code.parse::<u8>()?))
+        }
+    }
+}
+
+const METADATA: &str = r#"<?xml version="1.0" ?>
+<resource-agent name="fence_lab" shortdesc="Power switches of the lab's hosts">
+<parameters>
+  <parameter name="action" required="1"><content type="string" default="reboot"/></parameter>
+  <parameter name="plug" required="1"><content type="string"/><shortdesc lang="en">Host</shortdesc></parameter>
+</parameters>
+<actions><action name="off"/><action name="status"/><action name="monitor"/><action name="metadata"/></actions>
+</resource-agent>
+"#;

@@ -1,8 +1,10 @@
 //! Scenarios: what is done to a cluster, and what must hold. docs/lab.md describes the format.
 
+mod library;
 mod parse;
 mod run;
 mod verbs;
 
-pub use parse::{Line, Scenario, Step};
+pub use library::Library;
+pub use parse::{Line, Scenario, Step, WatchdogWay};
 pub use run::{Report, Runner};

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{Line, Scenario, Step};
+use super::{Line, Scenario, Step, WatchdogWay};
 use crate::cluster;
+use crate::failover::{self, Failover};
 use crate::journal::Journal;
 use crate::lab::Lab;
 
 /// How one scenario went.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     pub scenario: String,
     pub passed: bool,
@@ -21,10 +22,11 @@ pub struct Report {
     pub failure: Option<String>,
     pub steps: Vec<Timing>,
     pub vms: Vec<VmReport>,
+    pub failovers: Vec<Failover>,
 }
 
 /// When a step was done.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Timing {
     pub step: String,
     /// How long it took.
@@ -33,7 +35,7 @@ pub struct Timing {
     pub after_fault: Option<f64>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VmReport {
     pub vm: String,
     /// The longest time without a tick since the first fault.
@@ -78,8 +80,8 @@ impl<'a> Runner<'a> {
         self.lab.note(&format!("scenario {} begins", scenario.name));
         let mut steps = Vec::new();
         let mut failure = self.steps(&scenario.lines, &mut steps).err();
-        let mut vms = Vec::new();
-        match self.settle(&mut vms) {
+        let (mut vms, mut failovers) = (Vec::new(), Vec::new());
+        match self.settle(&mut vms, &mut failovers) {
             Ok(()) => {}
             Err(error) => failure = failure.or(Some(error)),
         }
@@ -93,6 +95,7 @@ impl<'a> Runner<'a> {
             failure,
             steps,
             vms,
+            failovers,
         }
     }
 
@@ -127,7 +130,7 @@ impl<'a> Runner<'a> {
     }
 
     /// Heals what is broken, waits until every VM ticks again, and judges what they wrote.
-    fn settle(&mut self, reports: &mut Vec<VmReport>) -> Result<()> {
+    fn settle(&mut self, reports: &mut Vec<VmReport>, failovers: &mut Vec<Failover>) -> Result<()> {
         self.lab.note("settle: heal everything");
         self.lab.heal_all()?;
         self.undo()?;
@@ -137,6 +140,7 @@ impl<'a> Runner<'a> {
         for vm in &vms {
             self.await_tick(vm, SETTLE).with_context(|| format!("after healing, VM {vm}"))?;
         }
+        *failovers = self.failovers()?;
         for vm in &vms {
             let report = self.judge(vm)?;
             self.lab.note(&format!("judged: {report:?}"));
@@ -148,7 +152,24 @@ impl<'a> Runner<'a> {
             cluster::delete_vm(self.lab, vm)?;
         }
         // One that could not even be made must not stand in the way of the next scenario.
-        cluster::delete_leftovers(self.lab)
+        cluster::delete_leftovers(self.lab)?;
+        // Not before: a fencer disarms no watchdog on which a VM depends.
+        nodes.iter().try_for_each(|node| cluster::set_watchdog(self.lab, node, WatchdogWay::Off))
+    }
+
+    fn failovers(&mut self) -> Result<Vec<Failover>> {
+        let Some(fault) = self.first_fault else { return Ok(Vec::new()) };
+        let events = cluster::events(self.lab, self.last_event)?;
+        let tasks = cluster::tasks(self.lab)?;
+        let timeline = self.lab.timeline.clone();
+        let own = |task: &serde_json::Value| {
+            let vm = self.vms.values().find(|own| task["vm_id"] == own.id.as_str())?;
+            let heard = self.lab.watch.vm(&vm.id);
+            failover::measure(task, &events, &heard, fault, &timeline)
+        };
+        let found: Vec<Failover> = tasks.iter().filter_map(own).collect();
+        found.iter().for_each(|failover| self.lab.note(&failover.to_string()));
+        Ok(found)
     }
 
     fn judge(&mut self, vm: &str) -> Result<VmReport> {
@@ -172,12 +193,38 @@ impl<'a> Runner<'a> {
     }
 }
 
+impl Report {
+    /// For people.
+    pub fn line(&self) -> String {
+        let verdict = if self.passed { "passed" } else { "FAILED" };
+        let mut text = format!("{verdict}  {:<24} {:>6.1} s", self.scenario, self.seconds);
+        for vm in &self.vms {
+            text += &format!(
+                "  {}: silent {:.1} s, {} boots, {} records",
+                vm.vm, vm.longest_silence_s, vm.boots, vm.records
+            );
+        }
+        for failover in &self.failovers {
+            text += &format!("\n        {failover}");
+        }
+        if let Some(failure) = &self.failure {
+            text += &format!("\n        {failure}");
+        }
+        text
+    }
+}
+
 impl Step {
     /// Steps that break something; times are counted from the first one.
     fn is_fault(&self) -> bool {
         !matches!(
             self,
-            Self::Vm { .. } | Self::Let { .. } | Self::Wait { .. } | Self::Expect { .. }
+            Self::Vm { .. }
+                | Self::Let { .. }
+                | Self::Wait { .. }
+                | Self::Expect { .. }
+                | Self::Watchdog { .. }
+                | Self::Switch { .. }
         )
     }
 }

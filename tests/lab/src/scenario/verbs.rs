@@ -12,7 +12,7 @@ use crate::cluster::{self, retry};
 use crate::lab::{Lab, STORAGE};
 
 const COMMAND: Duration = Duration::from_secs(60);
-/// A guest whose ticks come every 100 ms is silent after so long; hosts that share a processor
+/// A guest whose ticks come every 200 ms is silent after so long; hosts that share a processor
 /// stand still for a second now and then.
 const SILENCE: Duration = Duration::from_secs(8);
 const BALLAST: &str = "/export/ballast";
@@ -20,7 +20,7 @@ const BALLAST: &str = "/export/ballast";
 impl Runner<'_> {
     pub fn step(&mut self, step: &Step) -> Result<()> {
         match step {
-            Step::Vm { vm, node } => self.vm(vm, node.as_deref()),
+            Step::Vm { vm, node, leased } => self.vm(vm, node.as_deref(), *leased),
             Step::Let { name, value } => self.assign(name, value),
             Step::PowerOff { host } => self.lab.switch_off(&self.name(host)?),
             Step::PowerOn { host } => {
@@ -58,7 +58,27 @@ impl Runner<'_> {
                 .lab
                 .exec_ok(STORAGE, &["systemctl", "restart", "nfs-server"], COMMAND)
                 .map(drop),
-            Step::Migrate { vm, to } => self.migrate(vm, to.as_deref()),
+            Step::Migrate { vm, to, waits } => self.migrate(vm, to.as_deref(), *waits),
+            Step::Save { vm } => self.order_vm("save", vm),
+            Step::Restore { vm } => self.order_vm("restore", vm),
+            Step::Drain { node } => self.drain(node),
+            Step::Resume { node } => {
+                let (node, from) = (self.name(node)?, cluster::any_well(self.lab)?);
+                cluster::bell(self.lab, &from, &["node", "resume", &node]).map(drop)
+            }
+            Step::Reboot { host } => {
+                let host = self.name(host)?;
+                self.lab.reboot(&host)
+            }
+            Step::Watchdog { host, way } => {
+                let hosts = self.names(host)?;
+                hosts.iter().try_for_each(|host| cluster::set_watchdog(self.lab, host, *way))
+            }
+            Step::Switch { host, manner } => {
+                let hosts = self.names(host)?;
+                hosts.iter().try_for_each(|host| cluster::set_switch(self.lab, host, *manner))
+            }
+            Step::Hang { host } => self.lab.hang(&self.name(host)?),
             Step::Wait { time } => self.wait(*time),
             Step::Expect { what, within } => self.expect(what, *within),
         }
@@ -67,12 +87,11 @@ impl Runner<'_> {
     /// What steps of this scenario may have left: stopped programs, a full disk, false clocks.
     pub(super) fn undo(&mut self) -> Result<()> {
         self.lab.exec_ok(STORAGE, &["rm", "-f", BALLAST], COMMAND)?;
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
         for node in self.lab.nodes() {
-            let start = format!(
-                "date -s @{now} >/dev/null; systemctl start bellwether-controller bellwether-agent"
-            );
-            self.lab.exec_ok(&node, &["sh", "-c", &start], COMMAND)?;
+            cluster::set_switch(self.lab, &node, None)?;
+            self.lab.set_clock(&node)?;
+            let units = ["bellwether-controller", "bellwether-agent"];
+            self.lab.exec_ok(&node, &[&["systemctl", "start"][..], &units].concat(), COMMAND)?;
         }
         Ok(())
     }
@@ -109,14 +128,14 @@ impl Runner<'_> {
         self.each(hosts, &["sh", "-c", &stop])
     }
 
-    fn vm(&mut self, vm: &str, node: Option<&str>) -> Result<()> {
-        let id = cluster::create_vm(self.lab, vm)?;
+    fn vm(&mut self, vm: &str, node: Option<&str>, leased: bool) -> Result<()> {
+        let id = cluster::create_vm(self.lab, vm, leased)?;
         self.vms.insert(vm.to_owned(), OwnVm { id, boots: 0 });
         self.await_tick(vm, COMMAND)?;
         if let Some(node) = node {
             let node = self.name(node)?;
             if cluster::vm(self.lab, vm)?["node"] != node.as_str() {
-                self.migrate(vm, Some(&node))?;
+                self.migrate(vm, Some(&node), true)?;
                 self.await_tick(vm, COMMAND)?;
             }
         }
@@ -142,14 +161,28 @@ impl Runner<'_> {
         Ok(())
     }
 
-    fn migrate(&mut self, vm: &str, to: Option<&str>) -> Result<()> {
+    fn migrate(&mut self, vm: &str, to: Option<&str>, waits: bool) -> Result<()> {
         let from = cluster::any_well(self.lab)?;
         let mut words = vec!["vm", "migrate", vm];
+        if !waits {
+            words.push("--no-wait");
+        }
         let to = to.map(|node| self.name(node)).transpose()?;
         if let Some(node) = &to {
             words.extend(["--to", node]);
         }
         cluster::bell_within(self.lab, &from, &words, 2 * COMMAND).map(drop)
+    }
+
+    fn order_vm(&mut self, verb: &str, vm: &str) -> Result<()> {
+        let from = cluster::any_well(self.lab)?;
+        cluster::bell_within(self.lab, &from, &["vm", verb, vm], 2 * COMMAND).map(drop)
+    }
+
+    /// Waits until no VM is left on it.
+    fn drain(&mut self, node: &str) -> Result<()> {
+        let (node, from) = (self.name(node)?, cluster::any_well(self.lab)?);
+        cluster::bell_within(self.lab, &from, &["node", "drain", &node], 3 * COMMAND).map(drop)
     }
 
     /// Time passes; a scenario may ask for that.
@@ -204,6 +237,32 @@ impl Runner<'_> {
             Expectation::Leader => {
                 until("a leader", self.lab, &mut |lab| cluster::leader(lab).map(|_| true))
             }
+            Expectation::Proof { vm, proof } => until("that proof", self.lab, &mut |lab| {
+                has(&cluster::vm(lab, vm)?, "fence_proof", proof)
+            }),
+            Expectation::Waits { vm, text } => until("that reason", self.lab, &mut |lab| {
+                let pending = cluster::vm(lab, vm)?["pending"].as_str().unwrap_or("").to_owned();
+                ensure!(pending.contains(text), "the reason is `{pending}`");
+                Ok(true)
+            }),
+            Expectation::Yields { node, proof, yields } => {
+                let node = self.name(node)?;
+                until("that promise", self.lab, &mut |lab| {
+                    let found = cluster::proof_outlook(lab, &node, proof)?;
+                    ensure!(found["after_ms"].is_u64() == *yields, "it says {found}");
+                    Ok(true)
+                })
+            }
+            Expectation::WatchdogFired { host, before } => {
+                self.watchdog_fired(&self.name(host)?, before.as_deref(), within)
+            }
+            Expectation::WatchdogQuiet { host } => {
+                let (host, since) = (self.name(host)?, self.first_fault);
+                let fired = self.lab.watchdog_fired(&host)?;
+                let count = fired.iter().filter(|at| Some(**at) > since).count();
+                ensure!(count == 0, "the watchdog of {host} has fired");
+                Ok(())
+            }
             Expectation::Ticks { vm } => self.await_tick(vm, within),
             Expectation::KeepsTicking { vm } => self.keeps_ticking(vm, within),
             Expectation::Silent { vm, host } => self.silent(vm, &self.name(host)?, within),
@@ -219,6 +278,28 @@ impl Runner<'_> {
 
     fn own(&self, vm: &str) -> Result<&OwnVm> {
         self.vms.get(vm).with_context(|| format!("this scenario has no VM {vm}"))
+    }
+
+    fn watchdog_fired(&mut self, host: &str, before: Option<&str>, within: Duration) -> Result<()> {
+        let (timeline, since) = (self.lab.timeline.clone(), self.first_fault);
+        let what = format!("the watchdog of {host} to fire");
+        let lab = &mut *self.lab;
+        let fired = retry(&timeline, &what, within, || {
+            let fired = lab.watchdog_fired(host)?;
+            Ok(fired.into_iter().find(|at| Some(*at) > since))
+        })?;
+        let Some(vm) = before else { return Ok(()) };
+        let heard = self.lab.watch.vm(&self.own(vm)?.id);
+        let elsewhere = heard.incarnations.iter().filter(|((name, _), _)| name != host);
+        let mut first =
+            elsewhere.filter_map(|(_, it)| it.first_tick.filter(|at| Some(*at) > since));
+        match first.find(|at| *at < fired) {
+            Some(at) => bail!(
+                "VM {vm} ran elsewhere {:.1} s before the watchdog of {host} had fired",
+                (fired - at).as_secs_f64()
+            ),
+            None => Ok(()),
+        }
     }
 
     fn keeps_ticking(&mut self, vm: &str, time: Duration) -> Result<()> {

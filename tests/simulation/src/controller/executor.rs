@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bellwether_core::answer::Failure;
 use bellwether_core::command::Change;
 use bellwether_core::leading::Patience;
-use bellwether_core::saga::{Action, is_overtaken, next_action, timed_out};
+use bellwether_core::saga::{Action, is_for_a_round, is_overtaken, next_action, timed_out};
 use bellwether_core::state::Runner;
 use bellwether_core::task::Measures;
 use bellwether_core::{Attempt, Step, StepEvent, Task};
@@ -46,13 +46,6 @@ impl Executor {
                     Some(event) => self.advance(&task, event).await,
                     None => self.wait().await,
                 },
-                // The leader's rounds give nodes to all tasks that wait for one. Each for itself would
-                // choose the same.
-                Action::Advance(StepEvent::Placed { .. } | StepEvent::NoNode { .. })
-                    if task.is_waiting() =>
-                {
-                    self.wait().await;
-                }
                 Action::Advance(event) => self.advance(&task, event).await,
                 Action::Seal { source, load_at } => self.seal(&task, source, load_at).await,
                 action => self.carry_out(&task, action).await,
@@ -65,7 +58,12 @@ impl Executor {
         let state = self.this.state();
         let task = state.tasks.get(&self.id).filter(|task| task.outcome.is_none())?;
         let observed = self.this.observed.borrow();
-        let action = next_action(&state, &observed, task, self.this.now_ms());
+        let action = match next_action(&state, &observed, task, self.this.now_ms()) {
+            action if is_for_a_round(&state, &observed, task, &action) => {
+                Action::Wait { until: u64::MAX }
+            }
+            action => action,
+        };
         Some((task.clone(), action))
     }
 
