@@ -120,6 +120,12 @@ pub enum Change {
         boot_id: BootId,
         device: String,
     },
+    /// A VM stays on a node that is drained, for this reason.
+    Stays {
+        vm: VmId,
+        node: NodeId,
+        why: String,
+    },
 }
 
 impl Change {
@@ -131,7 +137,9 @@ impl Change {
             | Self::DefineVmUnder { id, .. } => Some(*id),
             Self::BeginTask(request) | Self::Begin { request, .. } => Some(request.vm),
             Self::Advance { task, .. } => state.tasks.get(task).map(|task| task.vm),
-            Self::SetPaused { vm, .. } | Self::SetVm { vm, .. } => Some(*vm),
+            Self::SetPaused { vm, .. } | Self::SetVm { vm, .. } | Self::Stays { vm, .. } => {
+                Some(*vm)
+            }
             Self::InitCluster { .. }
             | Self::CreateToken { .. }
             | Self::RedeemToken { .. }

@@ -54,6 +54,8 @@
 //! the next leader gives it again. A result that arrives late names a `step_no` that has passed
 //! and is ignored.
 
+use std::cmp::Ordering;
+
 use bellwether_types::{Arbiter, Epoch, FenceProof, NodeId, PreCopy, StateFileRef, VmState};
 
 use crate::apply::is_due;
@@ -134,7 +136,7 @@ pub fn next_action(state: &State, observed: &Observed, task: &Task, now: u64) ->
         Step::ClaimBack { source, sealed, file, .. } => {
             Action::ClaimBack { source: *source, sealed: *sealed, file: file.clone() }
         }
-        Step::Abandon { attempt, .. } => Action::Abandon(*attempt),
+        Step::Abandon { attempt, .. } => abandon(state, vm, *attempt),
         Step::AskGuest => ask_guest(vm),
         Step::AwaitGuest { .. } => await_guest(observed, vm),
         Step::Release(runner) => release(state, observed, task, vm, runner),
@@ -148,6 +150,22 @@ fn lost_runner<'a>(state: &State, vm: &'a Vm) -> Option<&'a Runner> {
     match state.nodes.get(&runner.node) {
         Some(node) if node.is_online() && node.boot_id == Some(runner.boot_id) => None,
         _ => Some(runner),
+    }
+}
+
+/// Whether the state says what follows a step whose order is under way: its node is lost, or the step
+/// has passed already. To wait for the connection to break
+/// would only cost time; what the order did is found out as after any answer that was lost.
+pub fn is_overtaken(state: &State, observed: &Observed, task: &Task, now: u64) -> bool {
+    let Some(current) = state.tasks.get(&task.id) else { return true };
+    match current.step_no.cmp(&task.step_no) {
+        // It was proposed behind a step whose commit is under way.
+        Ordering::Less => false,
+        Ordering::Greater => true,
+        Ordering::Equal => matches!(
+            next_action(state, observed, current, now),
+            Action::Advance(StepEvent::RunnerLost { .. } | StepEvent::Failed { .. })
+        ),
     }
 }
 
@@ -344,6 +362,15 @@ fn load(state: &State, vm: &Vm, attempt: Attempt) -> Action {
             error: "the VM has no sealed state any more".into(),
             retry: Retry::Never,
         }),
+    }
+}
+
+/// A guest that runs at the source is told that its move is off, and outlasts any silence. Where
+/// nothing runs, a node that is lost is not waited for: what is left there goes when it is back.
+fn abandon(state: &State, vm: &Vm, attempt: Attempt) -> Action {
+    match vm.place {
+        Place::Runner(_) => Action::Abandon(attempt),
+        _ => on_living(state, attempt, Action::Abandon(attempt)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Carries one task out: asks the pure core what is next, does it, and commits what came of it.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use bellwether_core::answer::Failure;
 use bellwether_core::command::Change;
 use bellwether_core::leading::Patience;
-use bellwether_core::saga::{Action, is_for_a_round, next_action, timed_out};
+use bellwether_core::saga::{Action, is_for_a_round, is_overtaken, next_action, timed_out};
 use bellwether_core::state::Runner;
 use bellwether_core::{Attempt, Step, StepEvent, Task};
 use bellwether_failpoint as failpoint;
@@ -25,7 +26,8 @@ use crate::controller::Controller;
 const AGAIN: Duration = Duration::from_millis(200);
 /// A pre-copy that has to be joined again and again for so long has no more patience shown to it.
 const PRE_COPY_MS_MAX: u64 = 900_000;
-/// An executor that waits looks at the clock this often, although it is woken by every change.
+/// An executor that waits looks at the clock this often, although it is woken by every change; one
+/// that has given an order looks this often whether its answer still matters.
 const LOOK: Duration = Duration::from_millis(200);
 
 pub struct Executor {
@@ -115,7 +117,7 @@ impl Executor {
         let controller = Arc::clone(&self.controller);
         let orders = Orders::new(&controller, self.leadership, task);
         point(task, "before").await;
-        let result = give(&orders, action).await;
+        let result = self.unless_overtaken(task, give(&orders, action)).await;
         point(task, "after").await;
         let runs = matches!(result, Ok(StepEvent::Activated { .. }));
         self.conclude(task, result).await;
@@ -133,6 +135,8 @@ impl Executor {
                 tracing::warn!(task = self.id.0, step = task.step.name(), %error, "refused");
                 self.advance(task, StepEvent::Failed { error, retry }).await;
             }
+            // What follows is known without it.
+            Err(Failure::Unknown(_)) if self.is_overtaken(task) => {}
             Err(Failure::Unknown(error)) => {
                 tracing::warn!(task = self.id.0, step = task.step.name(), %error, "asking again");
                 let (state, now) = (self.controller.state(), self.controller.clock.now_ms());
@@ -142,6 +146,31 @@ impl Executor {
                 }
             }
         }
+    }
+
+    /// What an order gives; nothing is known of it when the state no longer waits for it. A connection
+    /// to a host that has died takes seconds to break. It looks now and then and not at each change:
+    /// thousands of orders may be under way, and most have their answer before the first look.
+    async fn unless_overtaken<T>(
+        &self,
+        task: &Task,
+        order: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let overtaken = async {
+            while !self.is_overtaken(task) {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            result = order => result,
+            () = overtaken => Err(Failure::Unknown("its node is lost meanwhile".into())),
+        }
+    }
+
+    fn is_overtaken(&self, task: &Task) -> bool {
+        let (state, now) = (self.controller.state(), self.controller.clock.now_ms());
+        is_overtaken(&state, &self.controller.observed(), task, now)
     }
 
     /// The destination reads along while the source writes and its guest runs.
@@ -154,7 +183,8 @@ impl Executor {
             heard.store(true, Ordering::Relaxed);
             controller.note_progress(task.id, measures);
         };
-        let result = PreCopy::new(&orders, load_at, &on_progress).follow(&source).await;
+        let following = PreCopy::new(&orders, load_at, &on_progress).follow(&source);
+        let result = self.unless_overtaken(task, following).await;
         point(task, "after").await;
         let waited_ms = self.waiting.waited_ms(task.step_no, self.controller.clock.now_ms());
         if heard.into_inner() && waited_ms < PRE_COPY_MS_MAX {
@@ -171,7 +201,7 @@ impl Executor {
         let controller = Arc::clone(&self.controller);
         let orders = Orders::new(&controller, self.leadership, task);
         point(task, "before").await;
-        let sealed = match orders.seal(&source).await {
+        let sealed = match self.unless_overtaken(task, orders.seal(&source)).await {
             Ok(sealed) => sealed,
             Err(failure) => return self.conclude(task, Err(failure)).await,
         };
@@ -199,7 +229,7 @@ impl Executor {
     ) -> Result<StepEvent, Failure> {
         let loading = Task { step: Step::Load(attempt), step_no: task.step_no + 1, ..task.clone() };
         point(&loading, "before").await;
-        let loaded = orders.load(attempt, file).await;
+        let loaded = self.unless_overtaken(&loading, orders.load(attempt, file)).await;
         point(&loading, "after").await;
         if let Ok(event) = &loaded {
             self.advance(&loading, event.clone()).await;

@@ -28,7 +28,7 @@ impl Chance {
         (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB) >> 31
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 }
@@ -131,6 +131,16 @@ impl Cluster {
     }
 
     fn create(&mut self, number: u64) {
+        let vcpus = u32::try_from(self.chance.below(2) + 1).unwrap_or(1);
+        let memory_mib = 512 << self.chance.below(4);
+        let vm = self.define(number, memory_mib, vcpus);
+        let (kind, by) = (TaskKind::Start, "admin".to_owned());
+        let request = bellwether_core::task::TaskRequest { vm, kind, node: None, by };
+        self.apply(Change::BeginTask(request));
+    }
+
+    /// A VM that is not started.
+    pub fn define(&mut self, number: u64, memory_mib: u64, vcpus: u32) -> VmId {
         let id = VmId::from_uuid(Uuid::from_u128(u128::from(number) + 1));
         let name = format!("vm-{number:06}");
         let disk = DiskSpec {
@@ -139,8 +149,8 @@ impl Cluster {
             read_only: false,
         };
         let spec = VmSpec {
-            vcpus: u32::try_from(self.chance.below(2) + 1).unwrap_or(1),
-            memory_mib: 512 << self.chance.below(4),
+            vcpus,
+            memory_mib,
             kernel: "/srv/bellwether/kernel.elf".into(),
             initrd: None,
             nics: vec![],
@@ -152,13 +162,7 @@ impl Cluster {
             name,
         };
         self.apply(Change::DefineVm { id, spec, rules: VmRules::default() });
-        let request = bellwether_core::task::TaskRequest {
-            vm: id,
-            kind: TaskKind::Start,
-            node: None,
-            by: "admin".into(),
-        };
-        self.apply(Change::BeginTask(request));
+        id
     }
 
     /// One round of the leader's planning, its commands not applied yet.

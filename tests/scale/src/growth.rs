@@ -5,11 +5,12 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-const MEASURES: [&str; 9] = [
+const MEASURES: [&str; 10] = [
     "state_bytes",
     "commands_per_s",
     "snapshot_bytes",
     "encode_ms",
+    "read_ms",
     "recover_ms",
     "idle_plan_ms",
     "drain_plan_ms",
@@ -62,7 +63,7 @@ fn slope(points: &[(f64, f64)]) -> Value {
     }
 }
 
-/// The cells and the exponents for people.
+/// The cells, the exponents and the packing for people.
 pub fn table(result: &Value) -> String {
     let mut text = format!("{:>6} {:>7}", "nodes", "VMs");
     for measure in MEASURES {
@@ -85,6 +86,16 @@ pub fn table(result: &Value) -> String {
         }
         text.push('\n');
     }
+    let packing = &result["packing"];
+    let share = |key: &str| packing[key].as_f64().unwrap_or(0.0) * 100.0;
+    let _ = writeln!(
+        text,
+        "packing of {} random clusters of {} nodes: at least {:.1} % of the bound in a round, {:.1} % one by one",
+        packing["clusters"],
+        packing["nodes"],
+        share("round_share_min"),
+        share("one_by_one_share_min")
+    );
     text
 }
 

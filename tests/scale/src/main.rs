@@ -6,6 +6,7 @@
 mod cell;
 mod cluster;
 mod growth;
+mod packing;
 
 use std::process::Command;
 
@@ -44,7 +45,8 @@ fn main() -> Result<()> {
         eprintln!("{nodes} nodes, {vms} VMs");
         cells.push(in_own_process(*nodes, *vms)?);
     }
-    let result = json!({ "growth": growth::exponents(&cells), "cells": cells });
+    let (growth, packing) = (growth::exponents(&cells), packing::measure()?);
+    let result = json!({ "growth": growth, "packing": packing, "cells": cells });
     match words.contains(&"--json") {
         true => println!("{result}"),
         false => print!("{}", growth::table(&result)),

@@ -5,15 +5,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bellwether_claim::record;
 use bellwether_core::command::Change;
-use bellwether_core::{Outcome, Place, State, StepEvent, Vm};
+use bellwether_core::{Desired, Outcome, Place, State, StepEvent, Vm};
 use bellwether_types::{BootId, Epoch, FenceProof, NodeId, VmId};
 
-use crate::kernel::{Kernel, ProcId};
+use crate::kernel::{Kernel, Nanos, ProcId, SECOND};
 use crate::linear::{Checked, Order};
 use crate::raft::Applied;
 use crate::storage::{DiskRecord, Storage};
 use crate::wire::{claim_path, disk_path};
+
+/// A pulse counts for 15 s by the clock of the node that sees it, which looks every second and gives
+/// the storage five.
+const SIGN_MAX: Nanos = 22 * SECOND;
 
 /// What is true of one VMM.
 #[derive(Clone, Debug)]
@@ -53,6 +58,8 @@ pub struct Oracle {
     resumed: BTreeMap<[u8; 32], Epoch>,
     released: BTreeMap<(NodeId, BootId, VmId), Epoch>,
     terms: BTreeMap<(NodeId, BootId), u64>,
+    /// Whose sealed memory was handed over, durably.
+    handed_over: BTreeSet<(VmId, Epoch)>,
     /// Guests that began to execute: when, which, where, and whether with their memory.
     pub begun: Vec<(u64, VmId, NodeId, bool)>,
     /// What callers of the API were told.
@@ -74,6 +81,7 @@ impl Oracle {
             resumed: BTreeMap::new(),
             released: BTreeMap::new(),
             terms: BTreeMap::new(),
+            handed_over: BTreeSet::new(),
             begun: Vec::new(),
             order: Order::default(),
         }
@@ -183,6 +191,9 @@ impl Oracle {
             if let Err(problem) = step(before, after, event) {
                 problems.push(format!("4: place of {}: {problem}", before.spec.name));
             }
+            if let Some(lost) = self.forgotten(before, after, event) {
+                problems.push(lost);
+            }
             if let Some(epoch) = must_be_gone(before, after)
                 && let Some(process) = self.runner_of(*id, epoch)
             {
@@ -207,6 +218,19 @@ impl Oracle {
 
     fn writes(&self, vm: VmId, process: ProcId) -> bool {
         self.storage.server(|server| server.holds(process, &disk_path(vm)))
+    }
+
+    /// Whoever takes the claim finds what was handed over in it: a VM that is to run keeps its memory.
+    fn forgotten(&self, before: &Vm, after: &Vm, event: Option<&StepEvent>) -> Option<String> {
+        let (Place::Revoked(old), Place::Runner(_)) = (&before.place, &after.place) else {
+            return None;
+        };
+        let taken = matches!(event, Some(StepEvent::Held | StepEvent::HeldWithState { .. }));
+        let kept = self.handed_over.contains(&(before.id, old.epoch));
+        (taken && kept && before.desired == Desired::Running).then(|| {
+            let name = &before.spec.name;
+            format!("2: {name} was handed over by epoch {} and boots", old.epoch)
+        })
     }
 
     // --- VMMs ---
@@ -240,6 +264,7 @@ impl Oracle {
         });
         self.began.insert(vm, epoch.max(began));
         self.begun.push((self.kernel.now(), vm, fact.node, file.is_some()));
+        self.check_claim(vm, epoch);
         let top = self.storage.server(|server| server.top_of(&disk_path(vm)));
         let kept = self.acknowledged.get(&vm).copied().unwrap_or(0);
         self.check(top >= kept, || {
@@ -256,6 +281,24 @@ impl Oracle {
             }
         }
         self.instruction(process);
+    }
+
+    /// A runner has recorded durably in the claim that it sealed the VM and lets go of it.
+    pub fn handed_over(&mut self, vm: VmId, epoch: Epoch) {
+        self.handed_over.insert((vm, epoch));
+    }
+
+    /// From now on the disks move on, so nothing may say that the VM is in a file.
+    fn check_claim(&mut self, vm: VmId, epoch: Epoch) {
+        let path = claim_path(vm);
+        let claim = self.storage.server(|server| server.claims.get(&path).cloned());
+        let left = claim.as_deref().and_then(record::current).and_then(|(slot, _)| slot.handover);
+        if let Some(left) = left {
+            let (name, of) = (self.name(vm), left.epoch);
+            self.fail(format!(
+                "3: {name} begins under epoch {epoch}, and its claim still hands epoch {of} over"
+            ));
+        }
     }
 
     /// The guest executes.
@@ -307,6 +350,16 @@ impl Oracle {
 
     // --- agents ---
 
+    /// A node begins to hand its VMs over: it heard a controller last at `contact`, and the highest
+    /// pulse in the heartbeats of the others rose last at `rose`.
+    pub fn verdict(&mut self, node: NodeId, contact: Nanos, rose: Option<Nanos>) {
+        let now = self.kernel.now();
+        let is_sign = rose.is_some_and(|rose| rose > contact && now - rose <= SIGN_MAX);
+        self.check(is_sign, || {
+            format!("4: node {node} hands its VMs over without a sign that a quorum lives")
+        });
+    }
+
     /// An agent has told that nothing at or below an epoch runs there, or ever will in this boot.
     pub fn promised(&mut self, node: NodeId, boot: BootId, vm: VmId, epoch: Epoch) {
         let floor = self.released.entry((node, boot, vm)).or_default();
@@ -342,8 +395,16 @@ impl Oracle {
 fn step(before: &Vm, after: &Vm, event: Option<&StepEvent>) -> Result<(), String> {
     use Place::{Revoked, Runner, Sealed, Stopped};
     let fail = |text: &str| Err(format!("{text} on {event:?}"));
-    let proven =
-        matches!(event, Some(StepEvent::Proven(_) | StepEvent::Released { .. } | StepEvent::Held));
+    let proven = matches!(
+        event,
+        Some(
+            StepEvent::Proven(_)
+                | StepEvent::Released { .. }
+                | StepEvent::Held
+                | StepEvent::HeldWithState { .. }
+        )
+    );
+
     match (&before.place, &after.place) {
         (Stopped, Runner(_)) | (Sealed { .. }, Sealed { .. }) => Ok(()),
         (Runner(old), Sealed { file, .. }) => match event {
@@ -363,7 +424,11 @@ fn step(before: &Vm, after: &Vm, event: Option<&StepEvent>) -> Result<(), String
         },
         // A lost runner turns out to have sealed its VM, which is whose file that is, or goes on there.
         (Revoked(old), Sealed { file, .. }) => match event {
-            Some(StepEvent::Sealed { .. }) if file.epoch == old.epoch => Ok(()),
+            Some(StepEvent::Sealed { .. } | StepEvent::HeldWithState { .. })
+                if file.epoch == old.epoch =>
+            {
+                Ok(())
+            }
             _ => fail("sealed without its runner's seal"),
         },
         (Revoked(old), Runner(new)) if matches!(event, Some(StepEvent::Sealed { .. })) => {
@@ -391,7 +456,8 @@ fn must_be_gone(before: &Vm, after: &Vm) -> Option<Epoch> {
     match (&before.place, &after.place) {
         (Place::Revoked(old), Place::Runner(new)) if old == new => None,
         (Place::Revoked(old), Place::Runner(_) | Place::Stopped) if !by_word => Some(old.epoch),
-        (Place::Runner(old), Place::Stopped | Place::Sealed { .. }) => Some(old.epoch),
+        (Place::Runner(old) | Place::Revoked(old), Place::Sealed { .. })
+        | (Place::Runner(old), Place::Stopped) => Some(old.epoch),
         _ => None,
     }
 }

@@ -1,6 +1,8 @@
 //! The scenario of a seed: a cluster, and a minute in which nearly everything goes wrong.
 
-use bellwether_types::RestartPolicy;
+use std::collections::BTreeMap;
+
+use bellwether_types::{ClusterPatch, Failback, RestartPolicy, Strength};
 
 use crate::rng::Rng;
 use crate::scenario::{
@@ -58,7 +60,10 @@ fn cluster(rng: &mut Rng) -> Cluster {
         _ => StorageKind::Network { lease_ms: rng.within(4_000, 12_000) },
     };
     let vms = rng.within(2, 4);
-    let vms = (0..vms).map(|number| vm(rng, nodes, &format!("vm{number}"))).collect();
+    let mut vms: Vec<VmSetup> =
+        (0..vms).map(|number| vm(rng, nodes, &format!("vm{number}"))).collect();
+    rules(rng, nodes, &mut vms);
+    let reserve_nodes = (rng.below(5) == 0).then_some(1);
     Cluster {
         nodes,
         controllers: 3,
@@ -66,7 +71,8 @@ fn cluster(rng: &mut Rng) -> Cluster {
         vms,
         size: NodeSize { memory_mib: rng.within(2, 4) * 512, vcpus: 64 },
         other_sizes: Default::default(),
-        settings: Default::default(),
+        settings: ClusterPatch { reserve_nodes, ..ClusterPatch::default() },
+        handover_after_ms: rng.within(1_000, 8_000),
         drift_ppm: i64::try_from(rng.below(500)).unwrap_or(0),
     }
 }
@@ -83,6 +89,28 @@ fn vm(rng: &mut Rng, nodes: u64, name: &str) -> VmSetup {
         vm.rules.owners = Some(vec![first, first % nodes + 1]);
     }
     vm
+}
+
+/// Rules between VMs, such that all of them can run when all is well.
+fn rules(rng: &mut Rng, nodes: u64, vms: &mut [VmSetup]) {
+    if rng.below(3) == 0 {
+        let strength = if rng.below(2) == 0 { Strength::Hard } else { Strength::Soft };
+        for vm in vms.iter_mut().take(2) {
+            vm.rules.apart = Some(BTreeMap::from([("pair".to_owned(), strength)]));
+        }
+    }
+    if rng.below(4) == 0
+        && let [first, .., last] = vms
+    {
+        last.rules.after = Some(vec![first.name.clone()]);
+    }
+    for vm in vms {
+        if rng.below(5) == 0 {
+            let owners = vm.rules.owners.clone().unwrap_or_else(|| (1..=nodes).collect());
+            vm.rules.prefer = rng.pick(&owners).map(|node| vec![*node]);
+            vm.rules.failback = Some(Failback::Immediately);
+        }
+    }
 }
 
 fn duration(rng: &mut Rng) -> u64 {

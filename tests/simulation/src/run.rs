@@ -1,12 +1,12 @@
 //! One run: a scenario becomes a world, faults happen, they end, and the world must come to rest.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bellwether_core::state::Desired;
-use bellwether_core::{Place, Vm};
-use bellwether_types::{BootId, NodeId, VmId};
+use bellwether_core::{Place, State, Task, Vm};
+use bellwether_types::{BootId, NodeId, Strength, VmId};
 
 use crate::coverage::Coverage;
 use crate::kernel::{Host, MS, Nanos};
@@ -242,7 +242,9 @@ fn stale_files(world: &Shared) -> Vec<(VmId, String)> {
             Some(Place::Sealed { file, .. }) => file.path.display().to_string() == path,
             _ => false,
         };
-        files.into_iter().filter(|(vm, path)| !named(vm, path)).collect()
+        // What waits for another VM is not started now.
+        let idle = |vm: &VmId| state.vms.get(vm).is_some_and(|vm| waits(state, vm));
+        files.into_iter().filter(|(vm, path)| !named(vm, path) && !idle(vm)).collect()
     })
 }
 
@@ -259,7 +261,8 @@ fn step(world: &Shared) -> Result<(), String> {
 fn unrest(world: &Shared) -> Option<String> {
     let oracle = world.oracle.borrow();
     let state = oracle.reference();
-    if let Some(task) = state.active_tasks().next() {
+    let works = |task: &&Task| !state.vms.get(&task.vm).is_some_and(|vm| waits(state, vm));
+    if let Some(task) = state.active_tasks().find(works) {
         return Some(format!(
             "task {} ({} of {}) stands at {}: {:?}",
             task.id,
@@ -273,7 +276,34 @@ fn unrest(world: &Shared) -> Option<String> {
         return Some(format!("{} is {:?}", node.name, node.liveness));
     }
     let vms = state.vms.values();
-    vms.filter_map(|vm| unrest_of(world, &oracle, vm)).next().or_else(|| leftovers(world, &oracle))
+    vms.filter_map(|vm| unrest_of(world, &oracle, vm))
+        .next()
+        .or_else(|| together(state))
+        .or_else(|| leftovers(world, &oracle))
+}
+
+/// Whether a VM does not run because one that has to run before it does not, as a person wants it.
+fn waits(state: &State, vm: &Vm) -> bool {
+    let is_down = |other: &Vm| other.desired != Desired::Running || waits(state, other);
+    let others = vm.rules.start_after.iter().filter_map(|other| state.vms.get(other));
+    vm.place.runner().is_none() && others.into_iter().any(is_down)
+}
+
+/// VMs that are strictly kept apart, and run on one node.
+fn together(state: &State) -> Option<String> {
+    let hard = |vm: &Vm| vm.rules.anti_affinity.values().any(|how| *how == Strength::Hard);
+    let homes = state.vms.values().filter(|vm| hard(vm));
+    let mut seen = BTreeMap::new();
+    for vm in homes {
+        let Some(node) = vm.place.runner().map(|runner| runner.node) else { continue };
+        for group in vm.rules.anti_affinity.keys() {
+            if let Some(other) = seen.insert((node, group), &vm.spec.name) {
+                let name = &vm.spec.name;
+                return Some(format!("{name} and {other} are to be apart, and are on one node"));
+            }
+        }
+    }
+    None
 }
 
 fn unrest_of(world: &Shared, oracle: &crate::oracle::Oracle, vm: &Vm) -> Option<String> {
@@ -285,6 +315,9 @@ fn unrest_of(world: &Shared, oracle: &crate::oracle::Oracle, vm: &Vm) -> Option<
         .collect();
     let name = &vm.spec.name;
     match (vm.desired, &vm.place) {
+        (Desired::Running, _) if waits(oracle.reference(), vm) => {
+            (!lives.is_empty()).then(|| format!("{name} waits for another VM, VMMs: {lives:?}"))
+        }
         (Desired::Running, Place::Runner(runner)) => {
             let wanted = (runner.node, runner.epoch, true);
             (lives != [wanted]).then(|| format!("{name} is to run as {wanted:?}, VMMs: {lives:?}"))

@@ -23,6 +23,9 @@ pub struct Scenario {
     pub settle_ms_max: Option<u64>,
 }
 
+/// `handover_after_ms` of an agent that says nothing else.
+pub const HANDOVER_AFTER_MS: u64 = 30_000;
+
 /// When the times of a scenario begin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Opening {
@@ -43,6 +46,8 @@ pub struct Cluster {
     /// Nodes that are not of that size.
     pub other_sizes: BTreeMap<u64, NodeSize>,
     pub settings: ClusterPatch,
+    /// So long a node may be cut off before it hands its VMs over; 0 for never.
+    pub handover_after_ms: u64,
     /// How far the hosts' clocks are wrong, parts per million, either way.
     pub drift_ppm: i64,
 }
@@ -58,6 +63,7 @@ impl Cluster {
             size: NodeSize { memory_mib: 4_096, vcpus: 64 },
             other_sizes: BTreeMap::new(),
             settings: ClusterPatch::default(),
+            handover_after_ms: HANDOVER_AFTER_MS,
             drift_ppm: 0,
         }
     }

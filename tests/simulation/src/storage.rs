@@ -12,11 +12,14 @@
 //!
 //! The server applies a write only under a lock that stands. It tells the oracle of each one.
 
+mod heartbeats;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
-use bellwether_types::{BootId, Epoch, VmId};
+use bellwether_agent_core::Pulse;
+use bellwether_types::{BootId, Epoch, NodeId, VmId};
 
 use crate::kernel::{HostId, Kernel, MS, Nanos, ProcId, SECOND};
 use crate::rng::Rng;
@@ -80,6 +83,11 @@ pub struct Server {
     pub claims: BTreeMap<String, Vec<u8>>,
     pub disks: BTreeMap<String, Vec<DiskRecord>>,
     pub states: BTreeMap<String, StateFile>,
+    /// State files that were written and not flushed yet, and by whom.
+    unsynced: BTreeMap<String, HostId>,
+    heartbeats: BTreeMap<NodeId, Option<Pulse>>,
+    /// When the highest pulse in the heartbeats of all but this node has risen last.
+    pub pulse_rose: BTreeMap<NodeId, Nanos>,
     pub full: bool,
     pub failing: bool,
     /// Since when a host has not been able to renew its lease.
@@ -118,6 +126,9 @@ impl Storage {
             claims: BTreeMap::new(),
             disks: BTreeMap::new(),
             states: BTreeMap::new(),
+            unsynced: BTreeMap::new(),
+            heartbeats: BTreeMap::new(),
+            pulse_rose: BTreeMap::new(),
             full: false,
             failing: false,
             silent_since: BTreeMap::new(),
@@ -220,6 +231,7 @@ impl Storage {
             (Some(_), _) => server.torn += 1,
             (None, _) => {}
         }
+        state.server.lose_unsynced(host);
         drop(state);
         drop(queue);
     }
@@ -392,7 +404,7 @@ impl Storage {
         self.ask(host, move |server| server.write_disk(path, stamp, record)).await
     }
 
-    /// Writes a sealed state file under its name.
+    /// Writes a state file under its name; it is durable when it was flushed.
     pub async fn write_state(
         &self,
         host: HostId,
@@ -401,7 +413,17 @@ impl Storage {
     ) -> Result<(), IoError> {
         self.ask(host, move |server| {
             server.check_space()?;
+            server.unsynced.insert(path.clone(), host);
             server.states.insert(path, file);
+            Ok(())
+        })
+        .await
+    }
+
+    pub async fn sync_state(&self, host: HostId, path: String) -> Result<(), IoError> {
+        self.ask(host, move |server| {
+            server.check_space()?;
+            server.unsynced.remove(&path);
             Ok(())
         })
         .await
@@ -450,6 +472,18 @@ impl Storage {
 impl Server {
     fn check(&self) -> Result<(), IoError> {
         if self.failing { Err(IoError::Eio) } else { Ok(()) }
+    }
+
+    /// Of what a host had not flushed a power cut leaves a name and nothing that can be loaded.
+    fn lose_unsynced(&mut self, host: HostId) {
+        let lost = self.unsynced.iter().filter(|(_, by)| **by == host);
+        for path in lost.map(|(path, _)| path) {
+            if let Some(file) = self.states.get_mut(path) {
+                file.hash = [0; 32];
+                self.torn += 1;
+            }
+        }
+        self.unsynced.retain(|_, by| *by != host);
     }
 
     fn check_space(&self) -> Result<(), IoError> {

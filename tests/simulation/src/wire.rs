@@ -136,6 +136,8 @@ pub enum ApiReply {
         nonce: u64,
         lease_ms: u64,
         term: u64,
+        /// The leader's clock when a quorum had confirmed it.
+        pulse_ms: u64,
         grants: Vec<(VmId, Epoch)>,
         register: bool,
     },
@@ -211,6 +213,8 @@ pub enum VmmCall {
     Save {
         generation: u64,
     },
+    /// Record in the claim that what was sealed is let go.
+    HandOver,
     Shutdown,
     Stop,
     Status,

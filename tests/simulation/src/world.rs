@@ -7,7 +7,7 @@ use std::rc::Rc;
 use bellwether_agent_core::Durable;
 use bellwether_core::{Outcome, Place, State, Timing};
 use bellwether_lease::LeaseView;
-use bellwether_types::{Arbiter, BootId, Epoch, NodeId, VmId};
+use bellwether_types::{Arbiter, BootId, Epoch, NodeId, StateFileRef, VmId};
 
 use crate::coverage::Coverage;
 use crate::kernel::{Host, HostId, Kernel, Nanos, ProcId};
@@ -45,6 +45,8 @@ pub struct Record {
     pub may_have_run: bool,
     pub claiming: Option<Epoch>,
     pub claimed_from: Option<Epoch>,
+    /// What it has sealed, as long as its guest has not gone on after it.
+    pub sealed: Option<StateFileRef>,
 }
 
 /// The world of one run.

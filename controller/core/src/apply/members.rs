@@ -1,6 +1,6 @@
 //! Commands about the cluster, its controllers and its nodes.
 
-use bellwether_types::{BootId, FenceProof, MemberRole, NodeId, Ports};
+use bellwether_types::{BootId, FenceProof, MemberRole, NodeId, Ports, VmId};
 
 use super::{About, Applied};
 use crate::command::{Outcome, Registration, Rejection, RejectionKind};
@@ -269,12 +269,42 @@ impl State {
         }
         node.cordoned = cordoned;
         let name = node.name.clone();
+        if !cordoned {
+            self.forget_stays(id);
+        }
         let text = match cordoned {
             true => format!("{name} drains: its VMs move away and no VM is placed there"),
             false => format!("{name} takes VMs again"),
         };
         self.event(at, Level::Info, About::node(&name), text);
         Ok(Outcome::Done)
+    }
+
+    /// Says once that a VM stays where everything is to leave, and why. The VM is pending meanwhile.
+    pub(super) fn stays(&mut self, at: u64, id: VmId, node: NodeId, why: &str) -> Applied {
+        let leaves = self.nodes.get(&node).filter(|node| node.cordoned && node.is_online());
+        let (Some(leaves), Some(vm)) = (leaves, self.vms.get_mut(&id)) else {
+            return Ok(Outcome::Unchanged);
+        };
+        let here = vm.place.runner().is_some_and(|runner| runner.node == node);
+        if !here || vm.task.is_some() || vm.pending.is_some() {
+            return Ok(Outcome::Unchanged);
+        }
+        let stays = format!("stays on {}, which is drained: {why}", leaves.name);
+        let text = format!("VM {} {stays}", vm.spec.name);
+        vm.pending = Some(stays);
+        self.event(at, Level::Warn, About::vm(id), text);
+        Ok(Outcome::Done)
+    }
+
+    /// What runs on a node that takes VMs again may stay there.
+    fn forget_stays(&mut self, node: NodeId) {
+        let here: Vec<VmId> = self.vms_of(node).map(|vm| vm.id).collect();
+        for id in here {
+            if let Some(vm) = self.vms.get_mut(&id).filter(|vm| vm.task.is_none()) {
+                vm.pending = None;
+            }
+        }
     }
 
     /// A word about a boot that is over, or about a node that is heard from after all, is no proof.

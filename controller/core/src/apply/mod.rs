@@ -95,6 +95,7 @@ impl State {
             Change::SetCluster { patch } => self.set_cluster(at, patch),
             Change::LiftQuarantine { node, by } => self.lift_quarantine(at, node, &by),
             Change::Begin { request, because } => self.begin_task(at, request, Some(because)),
+            Change::Stays { vm, node, why } => self.stays(at, vm, node, &why),
         }
     }
 

@@ -59,14 +59,25 @@ impl fmt::Display for NoNode {
         if let Some(other) = &self.waits_for {
             return write!(f, "VM {} waits for VM {other}", self.vm);
         }
-        write!(f, "no node can take VM {}", self.vm)?;
-        if self.reasons.is_empty() {
-            return write!(f, ": the cluster has no nodes");
+        write!(f, "no node can take VM {}: {}", self.vm, self.why())
+    }
+}
+
+impl NoNode {
+    /// The reasons alone.
+    pub fn why(&self) -> String {
+        if let Some(other) = &self.waits_for {
+            return format!("it waits for VM {other}");
         }
-        write_reasons(f, ": ", &self.reasons[..self.reasons.len().min(REFUSED_MAX)])?;
-        match self.reasons.len().saturating_sub(REFUSED_MAX) {
-            0 => Ok(()),
-            more => write!(f, "; and {more} more"),
+        if self.reasons.is_empty() {
+            return "the cluster has no nodes".to_owned();
+        }
+        let named = self.reasons.len().min(REFUSED_MAX);
+        let list = self.reasons[..named].iter().map(|(node, reason)| format!("{node} {reason}"));
+        let list = list.collect::<Vec<_>>().join("; ");
+        match self.reasons.len() - named {
+            0 => list,
+            more => format!("{list}; and {more} more"),
         }
     }
 }

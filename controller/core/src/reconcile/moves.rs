@@ -24,16 +24,29 @@ pub(super) fn moves(state: &State, timing: &Timing, now: u64) -> Vec<Change> {
         .filter_map(|id| state.vms.get(&id))
         .filter(|vm| is_away(vm, now))
         .collect();
+    let paused: Vec<&Vm> = leaving.iter().copied().filter(|vm| vm.paused).collect();
     leaving.retain(|vm| may_move(state, vm, now));
     returning.retain(|vm| may_move(state, vm, now));
+    let stays = paused.into_iter().filter_map(|vm| {
+        let resume = format!("it is paused; resume it with `bell vm resume {}`", vm.spec.name);
+        stays(vm, resume)
+    });
+    let stays: Vec<Change> = stays.collect();
     if leaving.is_empty() && returning.is_empty() {
-        return Vec::new();
+        return stays;
     }
     leaving.sort_by_key(|vm| (std::cmp::Reverse(vm.spec.priority), vm.id));
     let mut round = Round::new(state, timing);
     let drains = leaving.into_iter().filter_map(|vm| round.drain(vm)).collect::<Vec<_>>();
     let failbacks = returning.into_iter().filter_map(|vm| round.failback(vm));
-    drains.into_iter().chain(failbacks).collect()
+    stays.into_iter().chain(drains).chain(failbacks).collect()
+}
+
+/// Says why a VM does not leave, if that was not said.
+fn stays(vm: &Vm, why: String) -> Option<Change> {
+    let node = vm.place.runner()?.node;
+    let is_news = vm.task.is_none() && vm.pending.is_none();
+    is_news.then_some(Change::Stays { vm: vm.id, node, why })
 }
 
 fn may_move(state: &State, vm: &Vm, now: u64) -> bool {
@@ -65,7 +78,7 @@ impl<'a> Round<'a> {
         Self { state, planner: Planner::new(state), moving, parallel: timing.drain_parallel }
     }
 
-    /// Without a place for it, beginning a task would only fail it.
+    /// Without a place for it, beginning a task would only fail it; then it says so.
     fn drain(&mut self, vm: &'a Vm) -> Option<Change> {
         let source = vm.place.runner()?.node;
         if self.is_busy(source) {
@@ -74,7 +87,10 @@ impl<'a> Round<'a> {
         let tried = BTreeSet::new();
         let leaving = Some(source);
         let wish = Wish { vm, wanted: None, tried: &tried, leaving, task: None };
-        let node = self.planner.choose(&wish).ok()?.node;
+        let node = match self.planner.choose(&wish) {
+            Ok(choice) => choice.node,
+            Err(none) => return stays(vm, none.why()),
+        };
         self.planner.take(node, vm);
         *self.moving.entry(source).or_default() += 1;
         let name = self.state.node_name(source);

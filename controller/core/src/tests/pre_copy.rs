@@ -6,8 +6,9 @@ use bellwether_types::{NodeId, PreCopy, VmId, VmPatch};
 use super::model::{Fate, Model};
 use super::scenarios::{running, until};
 use crate::command::Change;
+use crate::saga::{self, Action};
 use crate::task::Measures;
-use crate::{Place, Step, StepEvent, TaskKind};
+use crate::{Place, Step, StepEvent, Task, TaskKind};
 
 /// A task that has come to the step.
 fn copying(kind: TaskKind) -> (Model, VmId, NodeId, u64) {
@@ -122,4 +123,41 @@ fn a_log_of_before_it_means_the_same() {
     model.apply(Change::Advance { task, step_no, event });
     assert!(matches!(model.state.tasks[&task].step, Step::Load(_)));
     assert!(matches!(model.place(vm), Place::Sealed { .. }));
+}
+
+#[test]
+fn the_answer_of_a_node_that_is_lost_is_not_waited_for() {
+    let (mut model, vm, node, _) = copying(TaskKind::Migrate);
+    let task = model.state.tasks[&model.state.vms[&vm].task.unwrap()].clone();
+    let is_overtaken = |model: &Model, task: &Task| {
+        saga::is_overtaken(&model.state, &model.observed, task, model.now)
+    };
+    let behind = Task { step_no: task.step_no + 1, ..task.clone() };
+    assert!(!is_overtaken(&model, &task));
+    let boot_id = model.state.nodes[&node].boot_id.unwrap();
+    model.apply(Change::NodeUnknown { node, boot_id });
+    assert!(is_overtaken(&model, &task));
+    assert!(!is_overtaken(&model, &behind), "its step has yet to be committed");
+    model.step(task.id, Fate::Done);
+    assert!(model.state.tasks[&task.id].outcome.is_some(), "nothing was asked of the node");
+    assert!(is_overtaken(&model, &task), "it has passed");
+}
+
+/// Nothing runs, so there is nothing to wait for but the VM itself.
+#[test]
+fn an_attempt_on_a_node_that_is_lost_is_left_behind_at_once() {
+    let (mut model, vm, node) = running();
+    let boot_id = model.state.nodes[&node].boot_id.unwrap();
+    model.apply(Change::NodeUnknown { node, boot_id });
+    model.plan();
+    until(&mut model, vm, "take-over");
+    let task = model.state.vms[&vm].task.unwrap();
+    let attempt = model.state.tasks[&task].step.attempt().unwrap();
+    let boot_id = model.state.nodes[&attempt.node].boot_id.unwrap();
+    model.apply(Change::NodeUnknown { node: attempt.node, boot_id });
+    model.step(task, Fate::Done);
+    let current = model.state.tasks[&task].clone();
+    assert!(matches!(current.step, Step::Abandon { .. }), "{:?}", current.step);
+    let next = saga::next_action(&model.state, &model.observed, &current, model.now);
+    assert!(matches!(next, Action::Advance(StepEvent::Failed { .. })), "{next:?}");
 }

@@ -185,6 +185,23 @@ fn a_drained_node_becomes_empty_and_gets_nothing() {
     }
     model.settle(20);
     assert_eq!(model.running(vm).len(), 1, "nowhere to go: it stays");
+    let told = |model: &Model| -> Vec<String> {
+        let about = model.state.events.iter().filter(|event| event.text.contains("stays on"));
+        about.map(|event| event.text.clone()).collect()
+    };
+    let here = model.place(vm).runner().unwrap().node;
+    let name = model.state.node_name(here);
+    let events = told(&model);
+    assert_eq!(events.len(), 1, "it is said once: {events:?}");
+    assert!(events[0].contains(&format!("stays on {name}, which is drained: ")), "{events:?}");
+    assert!(events[0].contains("is draining or in maintenance"), "{events:?}");
+    model.apply(Change::Cordon { node: here, cordoned: false });
+    assert_eq!(model.state.vms[&vm].pending, None);
+    model.apply(Change::SetPaused { vm, paused: true });
+    model.apply(Change::Cordon { node: here, cordoned: true });
+    model.settle(4);
+    let events = told(&model);
+    assert!(events.len() == 2 && events[1].contains("it is paused; resume it"), "{events:?}");
 }
 
 #[test]

@@ -43,6 +43,7 @@ impl Owner {
             (Action::LoadAhead | Action::EndPreCopy, _) => Ok(self.answer(Answer::Done)),
             (Action::Save, _) => self.save(order).await,
             (Action::ClaimBack, Details::ClaimBack { file }) => self.claim_back(order, file).await,
+            (Action::HandOver, _) => self.hand_over(order).await,
             (Action::Pause, _) => self.simple(order, VmmCall::Pause).await,
             (Action::Resume, _) => self.simple(order, VmmCall::Resume).await,
             (Action::Shutdown, _) => self.shut_down(order).await,
@@ -67,7 +68,12 @@ impl Owner {
         self.connection()?;
         let call = VmmCall::Lock { epoch: order.stamped.epoch, wait_ms };
         match self.call(call, LOCK_MAX + wait_ms * MS, self.recall(order)).await {
-            Ok(_) => Ok(OrderReply::Answer(Answer::TakenOver { handover: None })),
+            Ok(VmmReply::Status(sight)) => {
+                Ok(OrderReply::Answer(Answer::TakenOver { handover: sight.handover }))
+            }
+            Ok(_) => {
+                Err(Failure::unknown(Code::Internal, "the VMM's answer to lock has no status"))
+            }
             Err(VmmError::Refused(status))
                 if matches!(status.code, Code::FailedPrecondition | Code::Aborted) =>
             {
@@ -150,6 +156,16 @@ impl Owner {
             }
             _ => Err(Failure::unknown(Code::Internal, "the VMM's answer to save has no file")),
         }
+    }
+
+    /// Records it in the claim, and ends the VMM, whose locks go with it. What was sealed is still
+    /// told to whoever asks.
+    async fn hand_over(&mut self, order: &Order) -> Result<OrderReply, Failure> {
+        self.connection()?;
+        self.call(VmmCall::HandOver, STORAGE_MAX, self.recall(order)).await?;
+        let reason = self.end_process().await?;
+        self.machine.ended(&reason);
+        Ok(self.answer(Answer::Done))
     }
 
     /// The product's owner hands out the connection and goes on; here it waits, for as long as no

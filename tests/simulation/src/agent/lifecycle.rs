@@ -1,6 +1,6 @@
 //! Birth and death of a VMM: prepare, release, giving up, adoption.
 
-use bellwether_agent_core::{Answer, Incarnation, Outcome, Phase};
+use bellwether_agent_core::{Answer, Incarnation, Outcome, SealedState};
 use bellwether_types::Arbiter;
 
 use super::owner::{Body, Failure, Owner, definite};
@@ -39,6 +39,7 @@ impl Owner {
             may_have_run: false,
             claiming: None,
             claimed_from: None,
+            sealed: None,
         };
         if agent.world.runtime(agent.node, |runtime| runtime.full) {
             return Err(Failure::failed(Code::Internal, "the runtime directory refuses writes"));
@@ -79,6 +80,13 @@ impl Owner {
         if self.body.is_none() {
             return Ok(self.answer(Answer::Released { reason: "none".to_owned() }));
         }
+        let reason = self.end_process().await?;
+        self.clean_up();
+        Ok(self.answer(Answer::Released { reason }))
+    }
+
+    /// Stops the VMM and reaps it; says how it ended.
+    pub(super) async fn end_process(&mut self) -> Result<String, Failure> {
         let host = self.agent.host();
         let deadline = self.agent.world.kernel.boottime(host) + STOP_GRACE;
         let _confirmed = self.call(VmmCall::Stop, STOP_GRACE, None).await;
@@ -86,9 +94,10 @@ impl Owner {
             let grace = deadline.saturating_sub(self.agent.world.kernel.boottime(host));
             self.reap(process, grace).await?;
         }
-        let reason = self.exit_reason();
-        self.clean_up();
-        Ok(self.answer(Answer::Released { reason }))
+        if let Some(body) = &mut self.body {
+            body.process = None;
+        }
+        Ok(self.exit_reason())
     }
 
     /// Waits for a process for as long as it may go by itself, then kills it.
@@ -179,10 +188,10 @@ impl Owner {
         found.may_have_run = record.may_have_run;
         found.claiming = record.claiming;
         found.claimed_from = record.claimed_from;
-        found.uncertain = lives;
+        found.sealed = record.sealed.clone().map(SealedState::told_again);
+        found.uncertain = true;
         if !lives {
-            found.phase = Phase::Ended;
-            found.reason = self.exit_reason();
+            found.end(&self.exit_reason());
         }
         found
     }

@@ -5,6 +5,7 @@
 //! before what, what is told: from `bellwether-agent-core`.
 
 mod execute;
+mod heartbeat;
 mod lifecycle;
 mod owner;
 mod renewal;
@@ -15,7 +16,8 @@ use std::rc::Rc;
 
 use bellwether_agent_core::{Lease, LeaseAnswer, LeaseState};
 use bellwether_agent_core::{
-    Leftover, Observation, Order as What, Refusal, RefusalKind, Stamp, Standing, Terms, is_recent,
+    Leftover, Observation, Order as What, Pulse, Refusal, RefusalKind, Stamp, Standing, Terms,
+    is_recent,
 };
 use bellwether_lease::{Grant, LeaseView, grant};
 use bellwether_types::{BootId, Epoch, NodeId, VmId};
@@ -52,7 +54,13 @@ pub type This = Rc<Agent>;
 struct Desk {
     lease: Lease,
     last_contact: Option<Stamp>,
+    /// The same in true time, for the oracle.
+    heard_at: Nanos,
     lease_ms: u64,
+    /// The last that was heard of a quorum.
+    pulse: Option<Pulse>,
+    /// A registration has told the storage.
+    knows_storage: bool,
     grants: BTreeMap<VmId, Epoch>,
     /// The page of each VM: the epoch that names its incarnation's directory.
     pages: BTreeMap<VmId, Epoch>,
@@ -82,7 +90,10 @@ pub fn start(world: &Shared, node: NodeId) {
     let desk = Desk {
         lease: Lease::new(boot, first_nonce),
         last_contact: None,
+        heard_at: 0,
         lease_ms: 0,
+        pulse: None,
+        knows_storage: false,
         grants: BTreeMap::new(),
         pages: BTreeMap::new(),
     };
@@ -102,6 +113,8 @@ pub fn start(world: &Shared, node: NodeId) {
         // Before anything is served or told: what is answered must include what was left here.
         adopt(&agent).await;
         listen(&agent);
+        let watching = heartbeat::run(Rc::clone(&agent));
+        agent.world.kernel.spawn(agent.process, watching);
         renewal::run(agent).await;
     });
 }
@@ -369,6 +382,7 @@ impl Agent {
             return answer;
         }
         desk.last_contact = Some(self.stamp());
+        desk.heard_at = self.world.kernel.now();
         desk.lease_ms = lease_ms;
         desk.grants = grants.clone();
         let live = desk.lease.is_live(self.stamp());

@@ -3,10 +3,10 @@
 use std::rc::Rc;
 
 use bellwether_agent_core::{
-    Action, Answer, Durable, Machine, Observation, Order as What, Outcome, Phase, Saved, VmmSight,
-    observe,
+    Action, Answer, Durable, Machine, Observation, Order as What, Outcome, Phase, Saved, Stamped,
+    Standing, VmmSight, observe,
 };
-use bellwether_types::{Epoch, VmId, VmState};
+use bellwether_types::{Arbiter, Epoch, VmId, VmState};
 use futures::future::Either;
 
 use super::{Handle, Message, STATUS_INTERVAL, This, reply};
@@ -152,9 +152,27 @@ impl Owner {
         };
         if gone {
             let (node, boot) = (self.agent.node, self.agent.boot);
+            let keeps = self.next_agent_refuses(order.stamped.epoch);
             let mut oracle = self.agent.world.oracle.borrow_mut();
             oracle.promised(node, boot, self.vm, order.stamped.epoch);
+            if !keeps {
+                oracle.fail(format!(
+                    "4: node {node} tells that epoch {} is released, and its next agent would not know",
+                    order.stamped.epoch
+                ));
+            }
         }
+    }
+
+    /// Whether an agent that began now, from what is on the disk, would not prepare this epoch again.
+    fn next_agent_refuses(&self, epoch: Epoch) -> bool {
+        let durable =
+            self.agent.world.runtime(self.agent.node, |it| it.floors.get(&self.vm).cloned());
+        let what = What::Prepare { arbiter: Arbiter::Storage };
+        let boot = self.agent.boot;
+        let again = Stamped { term: u64::MAX, task: 0, epoch, boot, order: what };
+        let standing = Standing { lease_live: true, contact_recent: true, term: 0 };
+        Machine::new(self.vm, durable.unwrap_or_default()).admit(&again, standing).is_err()
     }
 
     async fn obey(&mut self, order: &Order) -> Result<OrderReply, Status> {
@@ -345,6 +363,7 @@ impl Owner {
             may_have_run: current.may_have_run,
             claiming: current.claiming,
             claimed_from: current.claimed_from,
+            sealed: current.sealed.as_ref().map(|sealed| sealed.file.clone()),
             process: body.process.or(body.record.process),
             ..body.record.clone()
         };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bellwether_agent_core::{LeaseAnswer, Observation, Rotation};
+use bellwether_agent_core::{LeaseAnswer, Observation, Pulse, Rotation};
 use bellwether_core::command::Registration;
 use bellwether_core::observe::VmReport;
 use bellwether_types::{BootId, VmId};
@@ -115,6 +115,8 @@ impl Renewal {
                 let mut desk = self.agent.desk.borrow_mut();
                 desk.lease_ms = lease_ms;
                 desk.last_contact = Some(now);
+                desk.heard_at = self.agent.world.kernel.now();
+                desk.knows_storage = true;
                 Some(true)
             }
             ApiReply::Known { boot_id } => {
@@ -136,7 +138,8 @@ impl Renewal {
         self.agent.world.leases_sent.borrow_mut().insert((self.agent.boot, stamped.nonce), sent_at);
         let (node, boot_id) = (self.agent.node, stamped.boot_id);
         let call = ApiCall::Renew { node, boot_id, nonce: stamped.nonce, vms };
-        let ApiReply::Renewed { nonce, lease_ms, term, grants, register } = self.ask(call).await?
+        let ApiReply::Renewed { nonce, lease_ms, term, pulse_ms, grants, register } =
+            self.ask(call).await?
         else {
             return None;
         };
@@ -151,7 +154,13 @@ impl Renewal {
         if let LeaseAnswer::Granted { deadline_ns } = answer {
             self.check_deadline(nonce, lease_ms, deadline_ns);
         }
-        (answer != LeaseAnswer::NotAsked).then_some(false)
+        if answer == LeaseAnswer::NotAsked {
+            return None;
+        }
+        let pulse = Some(Pulse { term, ms: pulse_ms });
+        let mut desk = self.agent.desk.borrow_mut();
+        desk.pulse = desk.pulse.max(pulse);
+        Some(false)
     }
 
     /// The lease ends no later than its length after the request that was answered was sent.

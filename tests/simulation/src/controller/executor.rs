@@ -5,11 +5,12 @@ use std::rc::Rc;
 use bellwether_core::answer::Failure;
 use bellwether_core::command::Change;
 use bellwether_core::leading::Patience;
-use bellwether_core::saga::{Action, is_for_a_round, next_action, timed_out};
+use bellwether_core::saga::{Action, is_for_a_round, is_overtaken, next_action, timed_out};
 use bellwether_core::state::Runner;
 use bellwether_core::task::Measures;
 use bellwether_core::{Attempt, Step, StepEvent, Task};
-use bellwether_types::TaskId;
+use bellwether_types::{StateFileRef, TaskId};
+use futures::future::Either;
 
 use super::This;
 use super::lead::Leadership;
@@ -19,7 +20,7 @@ use crate::sync::first;
 
 /// The pause before an order whose outcome is unknown is given again.
 const AGAIN: Nanos = 200 * MS;
-/// An executor that waits looks at the clock this often.
+/// An executor that waits, or has given an order, looks this often.
 const LOOK: Nanos = 200 * MS;
 
 pub struct Executor {
@@ -90,7 +91,7 @@ impl Executor {
     async fn carry_out(&mut self, task: &Task, action: Action) {
         let this = Rc::clone(&self.this);
         let orders = Orders::new(&this, self.leadership, task);
-        let result = give(&orders, action).await;
+        let result = self.unless_overtaken(task, give(&orders, action)).await;
         let runs = matches!(result, Ok(StepEvent::Activated { .. }));
         self.conclude(task, result).await;
         if let (true, Step::Activate { attempt, file, .. }) = (runs, &task.step) {
@@ -106,6 +107,8 @@ impl Executor {
             Err(Failure::Refused { error, retry }) => {
                 self.advance(task, StepEvent::Failed { error, retry }).await;
             }
+            // What follows is known without it.
+            Err(Failure::Unknown(_)) if self.is_overtaken(task) => {}
             Err(Failure::Unknown(error)) => {
                 let (state, now) = (self.this.state(), self.this.now_ms());
                 match self.patience.unanswered(&state, task, error, now) {
@@ -116,11 +119,36 @@ impl Executor {
         }
     }
 
+    /// What an order gives; nothing is known of it when the state no longer waits for it.
+    async fn unless_overtaken<T>(
+        &self,
+        task: &Task,
+        order: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let overtaken = async {
+            while !self.is_overtaken(task) {
+                self.this.sleep(LOOK).await;
+            }
+        };
+        match first(order, overtaken).await {
+            Either::Left(result) => result,
+            Either::Right(()) => {
+                self.this.world.hit("answer", "overtaken");
+                Err(Failure::Unknown("its node is lost meanwhile".into()))
+            }
+        }
+    }
+
+    fn is_overtaken(&self, task: &Task) -> bool {
+        let (state, now) = (self.this.state(), self.this.now_ms());
+        is_overtaken(&state, &self.this.observed.borrow(), task, now)
+    }
+
     /// The destination reads the sealed file while the seal is being committed.
     async fn seal(&mut self, task: &Task, source: Runner, load_at: Option<Attempt>) {
         let this = Rc::clone(&self.this);
         let orders = Orders::new(&this, self.leadership, task);
-        let file = match orders.seal(&source).await {
+        let file = match self.unless_overtaken(task, orders.seal(&source)).await {
             Ok(file) => file,
             Err(failure) => return self.conclude(task, Err(failure)).await,
         };
@@ -128,12 +156,33 @@ impl Executor {
         let Some(attempt) = load_at else {
             return self.advance(task, event).await;
         };
-        let load = Box::pin(orders.load(attempt, &file));
+        let load = Box::pin(self.load_behind_seal(&orders, task, attempt, &file));
         let (loaded, ()) = futures::join!(load, Box::pin(self.advance(task, event)));
-        // Only if the seal was committed does the task stand at the step that the load belongs to.
+        // Where the seal was committed and the claim was not, for whatever reason.
         if let Some(task) = self.at_step(&Step::Load(attempt)) {
             self.conclude(&task, loaded).await;
         }
+    }
+
+    /// Loads, and proposes the claim right behind the seal instead of after its commit.
+    async fn load_behind_seal(
+        &self,
+        orders: &Orders<'_>,
+        task: &Task,
+        attempt: Attempt,
+        file: &StateFileRef,
+    ) -> Result<StepEvent, Failure> {
+        let loading = Task { step: Step::Load(attempt), step_no: task.step_no + 1, ..task.clone() };
+        let work = orders.load(attempt, file);
+        let loaded = self.unless_overtaken(&loading, work).await;
+        if let Ok(event) = &loaded {
+            let is_behind = self.at_step(&loading.step).is_none();
+            self.this
+                .world
+                .hit("claim", if is_behind { "behind the seal" } else { "after the seal" });
+            self.advance(&loading, event.clone()).await;
+        }
+        loaded
     }
 
     fn at_step(&self, step: &Step) -> Option<Task> {

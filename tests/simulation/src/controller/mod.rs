@@ -221,7 +221,8 @@ impl Controller {
                         Next::Unregistered { term } => (term, Vec::new(), true),
                         _ => return Err(not_started("a renewal has no such answer")),
                     };
-                Ok(ApiReply::Renewed { nonce, lease_ms, term, grants, register })
+                let pulse_ms = self.now_ms();
+                Ok(ApiReply::Renewed { nonce, lease_ms, term, pulse_ms, grants, register })
             }
             ApiCall::Change(change) => self.done(change, operation).await,
             ApiCall::Begin { vm, kind, node } => {

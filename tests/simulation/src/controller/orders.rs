@@ -1,12 +1,14 @@
 //! Orders to agents, and what their answers mean for a task.
 
+use std::path::Path;
+
 use bellwether_agent_core::{Answer, Order as What, Stamped};
 use bellwether_core::answer::{self, Failure, Kind};
 use bellwether_core::observe::Seen;
 use bellwether_core::reconcile::strays_of;
 use bellwether_core::state::Runner;
 use bellwether_core::task::{Measures, Retry};
-use bellwether_core::{Attempt, StepEvent, Task, TaskKind, Vm};
+use bellwether_core::{Attempt, StepEvent, Task, TaskKind, Vm, state_file};
 use bellwether_types::{Arbiter, Epoch, FenceProof, NodeId, StateFileRef};
 
 use super::Controller;
@@ -79,6 +81,10 @@ impl<'a> Orders<'a> {
         let asked = self.ask(attempt.node, attempt.epoch, What::TakeOver, details, SHORT).await;
         Ok(match asked.map_err(|status| self.failure(status))? {
             OrderReply::NotHeld { holder } => StepEvent::Busy { holder },
+            OrderReply::Answer(Answer::TakenOver { handover: Some(handover) }) => {
+                let file = state_file::handed_over(Path::new(""), self.task.vm, &handover);
+                StepEvent::HeldWithState { file }
+            }
             _ => StepEvent::Held,
         })
     }

@@ -154,6 +154,9 @@ impl Reader {
             "controllers" => self.controllers(&mut words)?,
             "storage" => self.cluster.storage = storage(&mut words)?,
             "cluster" => self.cluster.settings = settings(&mut words)?,
+            "handover-after" => {
+                self.cluster.handover_after_ms = duration_ms(words.take("a time")?)?;
+            }
             "seed" => self.seed = crate::script::words::number(words.take("a number")?)?,
             "vm" => self.vm(&mut words)?,
             "at" => {
@@ -248,8 +251,8 @@ impl Reader {
     }
 }
 
-const KEYWORDS: &str = "a line begins with title, nodes, node, controllers, storage, cluster, seed, vm, at, until, expect \
-     or log";
+const KEYWORDS: &str = "a line begins with title, nodes, node, controllers, storage, cluster, handover-after, seed, vm, \
+     at, until, expect or log";
 
 /// When an event is over, if it ends.
 fn ends_at(timed: &Timed) -> u64 {

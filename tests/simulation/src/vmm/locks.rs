@@ -1,7 +1,7 @@
 //! What makes a VMM the one runner of its VM: the claim with its epoch, then the disk's lock.
 
 use bellwether_claim::record::{self, ClaimRecord, SLOT_OFFSETS, Slot};
-use bellwether_types::Epoch;
+use bellwether_types::{Epoch, Handover};
 
 use super::{LOCK_SLICE, Locks, Vmm, io, status};
 use crate::kernel::{MS, Nanos};
@@ -113,11 +113,41 @@ impl Vmm {
             return Err(status(Code::Aborted, format!("superseded by {}", slot.record)));
         }
         let (next, at) = slot.succeed(index, ours);
+        self.write_slot(next, at, stamp).await?;
+        Ok((next, at))
+    }
+
+    /// What was handed over ends with the next guest, durably before its first instruction.
+    pub(super) async fn consume_handover(&self) -> Result<(), Status> {
+        let known = self.state.borrow().locks.as_ref().and_then(|locks| locks.slot.handover);
+        match known {
+            Some(_) => self.record_handover(None).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Writes our record with this hand-over into the slot that does not count.
+    pub(super) async fn record_handover(&self, handover: Option<Handover>) -> Result<(), Status> {
+        let (next, at, claim) = {
+            let state = self.state.borrow();
+            let Some(Locks { slot, index, claim, .. }) = &state.locks else {
+                return Err(status(Code::FailedPrecondition, "the VMM holds no claim"));
+            };
+            let (next, at) = slot.succeed(*index, slot.record);
+            (Slot { handover, ..next }, at, *claim)
+        };
+        self.write_slot(next, at, claim).await?;
+        if let Some(locks) = &mut self.state.borrow_mut().locks {
+            (locks.slot, locks.index) = (next, at);
+        }
+        Ok(())
+    }
+
+    async fn write_slot(&self, slot: Slot, at: usize, stamp: u64) -> Result<(), Status> {
         let offset = usize::try_from(SLOT_OFFSETS[at]).unwrap_or(0);
         let target = (claim_path(self.vm), stamp);
         let (storage, host) = (&self.world.storage, self.host());
-        storage.write_claim(host, target, offset, next.encode().to_vec()).await.map_err(io)?;
-        Ok((next, at))
+        storage.write_claim(host, target, offset, slot.encode().to_vec()).await.map_err(io)
     }
 
     /// Takes the claim on to a higher epoch, without letting go.

@@ -14,7 +14,7 @@ use std::rc::Rc;
 
 use bellwether_agent_core::{SaveTimings, SealedState, VmmSight, VmmState};
 use bellwether_claim::record::Slot;
-use bellwether_types::{Arbiter, Epoch, NodeId, StateFileRef, VmId};
+use bellwether_types::{Arbiter, Epoch, Handover, NodeId, StateFileRef, VmId};
 
 use crate::kernel::{HostId, MS, Nanos, ProcId, SECOND};
 use crate::net::{Address, Responder};
@@ -221,13 +221,14 @@ impl Vmm {
             VmmCall::Lock { epoch, wait_ms } => {
                 self.require(&[Phase::Created, Phase::Loaded])?;
                 self.ensure_locks(epoch, wait_ms).await?;
-                Ok(VmmReply::Done)
+                Ok(VmmReply::Status(self.sight()))
             }
             VmmCall::Load { file } => self.load(file).await,
             VmmCall::Start { epoch, wait_ms, consume } => self.start(epoch, wait_ms, consume).await,
             VmmCall::Pause => self.pause(true).await,
             VmmCall::Resume => self.pause(false).await,
             VmmCall::Save { generation } => self.save(generation).await,
+            VmmCall::HandOver => self.hand_over().await,
             VmmCall::Shutdown => self.shutdown(),
             VmmCall::PreCopy | VmmCall::Stop | VmmCall::Status => Ok(VmmReply::Done),
         }
@@ -319,6 +320,10 @@ impl Vmm {
             Phase::Loaded => self.state.borrow().loaded.as_ref().map(|file| file.hash),
             _ => self.state.borrow().sealed.as_ref().map(|(file, _)| file.hash),
         };
+        if let Err(error) = self.consume_handover().await {
+            self.give_back(had_locks);
+            return Err(error);
+        }
         self.run(file);
         let sealed = {
             let mut state = self.state.borrow_mut();
@@ -344,13 +349,18 @@ impl Vmm {
                 Ok(())
             }
             Err(error) => {
-                if !had_locks {
-                    self.state.borrow_mut().locks = None;
-                    self.unlock();
-                    self.set_epoch(Epoch(0));
-                }
+                self.give_back(had_locks);
                 Err(io(error))
             }
+        }
+    }
+
+    /// Gives back locks that a failed start took.
+    fn give_back(&self, had_locks: bool) {
+        if !had_locks {
+            self.state.borrow_mut().locks = None;
+            self.unlock();
+            self.set_epoch(Epoch(0));
         }
     }
 
@@ -437,6 +447,19 @@ impl Vmm {
         saved
     }
 
+    /// Records in the claim that this runner has sealed the VM and lets go of it.
+    async fn hand_over(&self) -> Result<VmmReply, Status> {
+        self.require(&[Phase::Sealed])?;
+        let sealed = self.state.borrow().sealed.clone();
+        let Some((StateFileRef { hash, epoch, bytes, .. }, generation)) = sealed else {
+            return Err(status(Code::Internal, "it is sealed into no file"));
+        };
+        let handover = Handover { epoch, generation, bytes, hash };
+        self.record_handover(Some(handover)).await?;
+        self.world.oracle.borrow_mut().handed_over(self.vm, epoch);
+        Ok(VmmReply::Done)
+    }
+
     async fn seal(&self, generation: u64) -> Result<VmmReply, Status> {
         self.drain().await;
         if self.state.borrow().broken {
@@ -454,7 +477,9 @@ impl Vmm {
         hash[24..].copy_from_slice(&epoch.0.to_le_bytes());
         let file = StateFile { vm: self.vm, epoch, hash, counter };
         let name = path.display().to_string();
-        self.world.storage.write_state(self.host(), name, file).await.map_err(io)?;
+        let (storage, host) = (&self.world.storage, self.host());
+        storage.write_state(host, name.clone(), file).await.map_err(io)?;
+        storage.sync_state(host, name).await.map_err(io)?;
         let file = StateFileRef { path, hash, epoch, bytes: 1 << 20 };
         let mut state = self.state.borrow_mut();
         state.sealed = Some((file.clone(), generation));
@@ -484,7 +509,7 @@ impl Vmm {
             memory_loaded_bytes: u64::from(state.memory_complete),
             memory_total_bytes: 1,
             sealed,
-            handover: None,
+            handover: state.locks.as_ref().and_then(|locks| locks.slot.handover),
         }
     }
 }
