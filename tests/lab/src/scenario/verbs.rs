@@ -207,13 +207,7 @@ impl Runner<'_> {
         };
         match what {
             Expectation::Runs { vm, on, not_on } => {
-                let on = on.as_deref().map(|node| self.name(node)).transpose()?;
-                let not_on = not_on.as_deref().map(|node| self.name(node)).transpose()?;
-                until("that VM to run there", self.lab, &mut |lab| {
-                    let vm = cluster::vm(lab, vm)?;
-                    is_running(&vm, on.as_deref(), not_on.as_deref())
-                })?;
-                self.await_tick(vm, within)
+                self.runs(vm, on.as_deref(), not_on.as_deref(), within)
             }
             Expectation::State { vm, state } => until("that state", self.lab, &mut |lab| {
                 has(&cluster::vm(lab, vm)?, "state", state)
@@ -274,6 +268,25 @@ impl Runner<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// The cluster says so, and the guest ticks.
+    fn runs(
+        &mut self,
+        vm: &str,
+        on: Option<&str>,
+        not_on: Option<&str>,
+        within: Duration,
+    ) -> Result<()> {
+        let timeline = self.lab.timeline.clone();
+        let on = on.map(|node| self.name(node)).transpose()?;
+        let not_on = not_on.map(|node| self.name(node)).transpose()?;
+        let lab = &mut *self.lab;
+        retry(&timeline, "that VM to run there", within, || {
+            let vm = cluster::vm(lab, vm)?;
+            Ok(is_running(&vm, on.as_deref(), not_on.as_deref())?.then_some(()))
+        })?;
+        self.await_tick(vm, within)
     }
 
     fn own(&self, vm: &str) -> Result<&OwnVm> {
