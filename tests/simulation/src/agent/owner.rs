@@ -170,7 +170,7 @@ impl Owner {
             self.agent.world.runtime(self.agent.node, |it| it.floors.get(&self.vm).cloned());
         let what = What::Prepare { arbiter: Arbiter::Storage };
         let boot = self.agent.boot;
-        let again = Stamped { term: u64::MAX, task: 0, epoch, boot, order: what };
+        let again = Stamped { term: u64::MAX / 2, task: 0, epoch, boot, order: what };
         let standing = Standing { lease_live: true, contact_recent: true, term: 0 };
         Machine::new(self.vm, durable.unwrap_or_default()).admit(&again, standing).is_err()
     }
