@@ -81,7 +81,7 @@ fn a_failure_is_told_and_made_smaller() {
     scenario.events = vec![
         fault(8_000, Fault::Clock { node: 2, jump_ms: 5_000 }),
         ask(9_000, Request::Drain { node: 2 }),
-        ask(19_900, Request::Shutdown { vm: "web".into() }),
+        ask(20_900, Request::Shutdown { vm: "web".into() }),
         ask(12_000, Request::Undrain { node: 2 }),
     ];
     let broken = run_caught(&scenario);
