@@ -1,4 +1,4 @@
-//! A minute of `cargo xtask torture migrate`, under a seed that is the same each time.
+//! Half a minute of `cargo xtask torture migrate`, under a seed that is the same each time.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -7,8 +7,8 @@ use anyhow::{Result, ensure};
 use bellwether_cluster_tests::torture;
 
 #[tokio::test]
-async fn a_minute_of_torture() -> Result<()> {
-    let rounds = torture::run(20_261_123, Duration::from_secs(60)).await?;
-    ensure!(rounds > 2, "only {rounds} rounds");
+async fn half_a_minute_of_torture() -> Result<()> {
+    let rounds = torture::run(20_261_123, Duration::from_secs(30)).await?;
+    ensure!(rounds > 1, "only {rounds} rounds");
     Ok(())
 }
