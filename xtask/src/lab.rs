@@ -61,6 +61,31 @@ const RECIPE: &str = "deploy/lab";
 const BOOTING: [&str; 3] = ["up", "run", "image"];
 
 pub fn run_command(arguments: &[&str]) -> Result<()> {
+    // The lab says itself what was wrong, and its exit status is this one's.
+    match status_of(arguments)? {
+        0 => Ok(()),
+        code => std::process::exit(code),
+    }
+}
+
+/// The scenarios of CI, with the programs that the tests have built. What fails is tried once more, on
+/// new hosts: on a machine that does something else emulated hosts miss their times now and then.
+pub fn standard_set() -> Result<()> {
+    let words = ["--profile", "dev", "run", "--standard"];
+    if status_of(&words)? == 0 {
+        return Ok(());
+    }
+    eprintln!("the lab's scenarios once more, on new hosts");
+    match status_of(&words)? {
+        0 => Ok(()),
+        code => {
+            bail!("the lab's standard scenarios failed twice; the second time with status {code}")
+        }
+    }
+}
+
+/// Carries a command out; returns the exit status.
+fn status_of(arguments: &[&str]) -> Result<i32> {
     let (profile, arguments) = match arguments {
         ["--profile", name, rest @ ..] => {
             let known = Profile::parse(name);
@@ -72,7 +97,7 @@ pub fn run_command(arguments: &[&str]) -> Result<()> {
         None => bail!("which command?\n\n{HELP}"),
         Some(&"-h" | &"--help" | &"help") => {
             println!("{HELP}");
-            return Ok(());
+            return Ok(0);
         }
         Some(command) => *command,
     };
@@ -88,36 +113,24 @@ pub fn run_command(arguments: &[&str]) -> Result<()> {
             make_layer(&place, profile)?;
             if arguments == ["image"] {
                 println!("{}", image.display());
-                return Ok(());
+                return Ok(0);
             }
             lab.env("BELLWETHER_LAB_IMAGE", image);
         }
         false => build_lab(profile)?,
     }
-    become_lab(
-        lab.args(arguments)
-            .env("BELLWETHER_LAB_LAYER", place.join("layer.ext4"))
-            .env("BELLWETHER_LAB_DIR", place.join("run"))
-            .env("BELLWETHER_LAB_SCENARIOS", root().join("tests/lab/scenarios")),
-    )
-}
-
-/// The scenarios of CI, with the programs that the tests have built.
-pub fn standard_set() -> Result<()> {
-    run_command(&["--profile", "dev", "run", "--standard"])
+    let status = lab
+        .args(arguments)
+        .env("BELLWETHER_LAB_LAYER", place.join("layer.ext4"))
+        .env("BELLWETHER_LAB_DIR", place.join("run"))
+        .env("BELLWETHER_LAB_SCENARIOS", root().join("tests/lab/scenarios"))
+        .status()
+        .context("start bellwether-lab")?;
+    Ok(status.code().unwrap_or(1))
 }
 
 fn is_help(word: &str) -> bool {
     matches!(word, "-h" | "--help")
-}
-
-/// The lab says itself what was wrong, and its exit status is this one's.
-fn become_lab(lab: &mut Command) -> Result<()> {
-    let status = lab.status().context("start bellwether-lab")?;
-    match status.code() {
-        Some(0) => Ok(()),
-        code => std::process::exit(code.unwrap_or(1)),
-    }
 }
 
 /// The lab's own program, if it was not built together with everything else.
