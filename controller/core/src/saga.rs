@@ -30,7 +30,7 @@
 //!                                            \-- fails --> Choose: Prepare, Load elsewhere
 //!        refused: as the next line
 //!   node back, VMM ended or absent ---------> Release: place Stopped ----------> Choose
-//!   node silent, VM under the lease arbiter -> wait for the proof `watchdog`, or for a person
+//!   node silent, VM under the lease arbiter -> wait for `watchdog` or `power`, or for a person
 //!   node silent ----------------------------> Prepare, TakeOver elsewhere
 //!   an order of these has no answer for 30 s --> Prepare, TakeOver elsewhere
 //! ```
@@ -154,8 +154,8 @@ fn lost_runner<'a>(state: &State, vm: &'a Vm) -> Option<&'a Runner> {
 }
 
 /// Whether the state says what follows a step whose order is under way: its node is lost, or the step
-/// has passed already. To wait for the connection to break
-/// would only cost time; what the order did is found out as after any answer that was lost.
+/// has passed already. To wait for the connection to break would only cost time; what the order did
+/// is found out as after any answer that was lost.
 pub fn is_overtaken(state: &State, observed: &Observed, task: &Task, now: u64) -> bool {
     let Some(current) = state.tasks.get(&task.id) else { return true };
     match current.step_no.cmp(&task.step_no) {
@@ -217,9 +217,24 @@ fn is_about_proof(state: &State, observed: &Observed, task: &Task, vm: &Vm) -> b
     }
 }
 
+/// What the executor of a task does next: [`next_action`] without what is left to the rounds.
+pub fn own_action(state: &State, observed: &Observed, task: &Task, now: u64) -> Action {
+    match next_action(state, observed, task, now) {
+        action if is_for_a_round(state, observed, task, &action) => {
+            Action::Wait { until: u64::MAX }
+        }
+        action => action,
+    }
+}
+
 /// Whether this is left to the leader's rounds, which give nodes to all tasks that wait for one: each
 /// for itself would choose the same.
-pub fn is_for_a_round(state: &State, observed: &Observed, task: &Task, action: &Action) -> bool {
+pub(crate) fn is_for_a_round(
+    state: &State,
+    observed: &Observed,
+    task: &Task,
+    action: &Action,
+) -> bool {
     let chooses =
         matches!(action, Action::Advance(StepEvent::Placed { .. } | StepEvent::NoNode { .. }));
     let needs_no_proof = |vm| !is_about_proof(state, observed, task, vm);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bellwether_core::answer::Failure;
 use bellwether_core::command::Change;
 use bellwether_core::leading::Patience;
-use bellwether_core::saga::{Action, is_for_a_round, is_overtaken, next_action, timed_out};
+use bellwether_core::saga::{Action, is_overtaken, own_action, timed_out};
 use bellwether_core::state::Runner;
 use bellwether_core::{Attempt, Step, StepEvent, Task};
 use bellwether_failpoint as failpoint;
@@ -79,13 +79,7 @@ impl Executor {
         let state = self.controller.state();
         let task = state.tasks.get(&self.id).filter(|task| task.outcome.is_none())?;
         let now = self.controller.clock.now_ms();
-        let observed = self.controller.observed();
-        let action = match next_action(&state, &observed, task, now) {
-            action if is_for_a_round(&state, &observed, task, &action) => {
-                Action::Wait { until: u64::MAX }
-            }
-            action => action,
-        };
+        let action = own_action(&state, &self.controller.observed(), task, now);
         Some((task.clone(), action))
     }
 

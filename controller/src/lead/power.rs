@@ -12,7 +12,7 @@ use bellwether_core::command::Change;
 use bellwether_core::power::{PowerSwitch, to_switch_off};
 use bellwether_power::{PowerError, PowerState, Switch, SwitchConfig};
 use bellwether_types::{BootId, NodeId};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 
 use crate::controller::Controller;
 
@@ -26,31 +26,31 @@ const TEST_MS: u64 = 3_600_000;
 pub struct Switches {
     controller: Arc<Controller>,
     looked_at: Option<u64>,
+    /// The look at the settings that is under way: one that hangs in a test is not joined by others.
+    look: Option<AbortHandle>,
     calls: JoinSet<()>,
 }
 
 impl Switches {
     pub fn new(controller: &Arc<Controller>) -> Self {
-        Self { controller: Arc::clone(controller), looked_at: None, calls: JoinSet::new() }
+        let (controller, calls) = (Arc::clone(controller), JoinSet::new());
+        Self { controller, looked_at: None, look: None, calls }
     }
 
     /// Begins whatever is due, and waits for nothing.
     pub fn look(&mut self) {
         while self.calls.try_join_next().is_some() {}
         let now = self.controller.clock.now_ms();
-        if self.looked_at.is_none_or(|at| now >= at.saturating_add(LOOK_MS)) {
+        let is_time = self.looked_at.is_none_or(|at| now >= at.saturating_add(LOOK_MS));
+        if is_time && self.look.as_ref().is_none_or(AbortHandle::is_finished) {
             self.looked_at = Some(now);
-            self.calls.spawn(refresh(Arc::clone(&self.controller)));
+            self.look = Some(self.calls.spawn(refresh(Arc::clone(&self.controller))));
         }
         let due = to_switch_off(&self.controller.state(), &self.controller.observed(), now);
         for (node, boot_id) in due {
-            self.note(node, |switch| switch.is_switching = true);
+            note(&self.controller, node, |switch| switch.is_switching = true);
             self.calls.spawn(switch_off(Arc::clone(&self.controller), node, boot_id));
         }
-    }
-
-    fn note(&self, node: NodeId, change: impl FnOnce(&mut PowerSwitch)) {
-        note(&self.controller, node, change);
     }
 }
 
@@ -64,9 +64,7 @@ fn note(controller: &Controller, node: NodeId, change: impl FnOnce(&mut PowerSwi
 
 fn said(controller: &Controller, node: NodeId, word: Result<bool, String>) {
     let now = controller.clock.now_ms();
-    note(controller, node, |switch| {
-        (switch.is_switching, switch.said) = (false, Some((now, word)));
-    });
+    note(controller, node, |switch| switch.said = Some((now, word)));
 }
 
 /// Finds new settings and forgets those that are gone; tests what has not been tested for an hour.
@@ -140,6 +138,7 @@ async fn switch_off(controller: Arc<Controller>, node: NodeId, boot_id: BootId) 
             said(&controller, node, Err(reason));
         }
     }
+    note(&controller, node, |switch| switch.is_switching = false);
 }
 
 fn settings(directory: &Path, node: &str) -> PathBuf {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bellwether_core::answer::Failure;
 use bellwether_core::command::Change;
 use bellwether_core::leading::Patience;
-use bellwether_core::saga::{Action, is_for_a_round, is_overtaken, next_action, timed_out};
+use bellwether_core::saga::{Action, is_overtaken, own_action, timed_out};
 use bellwether_core::state::Runner;
 use bellwether_core::task::Measures;
 use bellwether_core::{Attempt, Step, StepEvent, Task};
@@ -58,12 +58,7 @@ impl Executor {
         let state = self.this.state();
         let task = state.tasks.get(&self.id).filter(|task| task.outcome.is_none())?;
         let observed = self.this.observed.borrow();
-        let action = match next_action(&state, &observed, task, self.this.now_ms()) {
-            action if is_for_a_round(&state, &observed, task, &action) => {
-                Action::Wait { until: u64::MAX }
-            }
-            action => action,
-        };
+        let action = own_action(&state, &observed, task, self.this.now_ms());
         Some((task.clone(), action))
     }
 
