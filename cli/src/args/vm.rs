@@ -145,7 +145,8 @@ pub struct CreateArgs {
     ///
     /// Under `storage`, the default, it goes on: nobody can take its locks while it lives. Under
     /// `lease` it stands still at the deadline, and is started elsewhere only with a fence proof that
-    /// takes a hardware watchdog or a person: `bell node show` says which proofs a node can yield.
+    /// takes a hardware watchdog, a power switch or a person: `bell node show` says which proofs a
+    /// node can yield.
     #[arg(long, value_name = "ARBITER", value_parser = parse::arbiter)]
     pub arbiter: Option<Arbiter>,
     /// Start it when it is made
