@@ -102,24 +102,35 @@ impl Trial {
         holder: &Node,
         looker: &Node,
     ) -> Result<(String, i128), Fault> {
-        let trial = Uuid::new_v4().to_string();
-        let request =
-            |remove| v1::TrialRequest { storage: storage(state), trial: trial.clone(), remove };
+        let (storage, trial) = (storage(state), Uuid::new_v4().to_string());
+        let request = v1::TrialRequest { storage, trial, remove: false };
+        let tried = self.hold_and_look(&request, holder, looker).await;
+        // Whatever came of it. Where this fails, too, a later trial sweeps the file.
+        let _swept_later = self.look(holder, v1::TrialRequest { remove: true, ..request }).await;
+        tried
+    }
+
+    async fn hold_and_look(
+        &self,
+        request: &v1::TrialRequest,
+        holder: &Node,
+        looker: &Node,
+    ) -> Result<(String, i128), Fault> {
         let mut agent = self.controller.links.agent(holder).map_err(Fault::Failed)?;
         let by = |node: &Node| {
             let name = node.name.clone();
             move |status: Status| Fault::Failed(format!("{name}: {}", said(&status)))
         };
-        let asked = agent.hold_trial(request(false));
+        let asked = agent.hold_trial(request.clone());
         let mut held = within(asked).await.map_err(by(holder))?.into_inner();
         let first = within(held.message()).await.map_err(by(holder))?;
         let first = first.ok_or_else(|| Fault::Failed(format!("{}: no answer", holder.name)))?;
-        let seen = self.look(looker, request(false)).await.map_err(by(looker));
+        let seen = self.look(looker, request.clone()).await.map_err(by(looker));
         judge_held(&holder.name, &looker.name, &first.word, seen.as_ref().map(|it| &it.sight))?;
         let offset = seen?.wall_offset_ms;
         drop(held);
         let begun = Instant::now();
-        while self.look(looker, request(false)).await.map_err(by(looker))?.sight.locked {
+        while self.look(looker, request.clone()).await.map_err(by(looker))?.sight.locked {
             if begun.elapsed() > LET_GO {
                 let (holder, looker) = (&holder.name, &looker.name);
                 let text = format!("{holder} let go of its lock, and {looker} still finds it held");
@@ -128,7 +139,6 @@ impl Trial {
             tokio::time::sleep(PACE).await;
         }
         let freed_ms = begun.elapsed().as_millis();
-        self.look(looker, request(true)).await.map_err(by(looker))?;
         let text = format!(
             "{} wrote, flushed and locked in {:.1} ms; {} read it and found it locked, and free {freed_ms} \
              ms after it was let go",
