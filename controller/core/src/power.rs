@@ -55,6 +55,18 @@ impl PowerSwitch {
 
 /// The hosts that are to be switched off now, with the boot that a VM waits for.
 pub fn to_switch_off(state: &State, observed: &Observed, now: u64) -> BTreeSet<(NodeId, BootId)> {
+    let can = |(id, _): &(NodeId, BootId)| {
+        observed.switches.get(id).is_some_and(|switch| switch.is_due(now))
+    };
+    awaited(state).into_iter().filter(can).collect()
+}
+
+/// Whether a VM waits for this boot of a silent host to end.
+pub fn is_awaited(state: &State, node: NodeId, boot_id: BootId) -> bool {
+    awaited(state).contains(&(node, boot_id))
+}
+
+fn awaited(state: &State) -> BTreeSet<(NodeId, BootId)> {
     let waits = |task: &crate::Task| {
         let vm = state.vms.get(&task.vm).filter(|vm| vm.arbiter() == Arbiter::Lease)?;
         match &vm.place {
@@ -67,8 +79,5 @@ pub fn to_switch_off(state: &State, observed: &Observed, now: u64) -> BTreeSet<(
             node.boot_id == Some(*boot) && matches!(node.liveness, Liveness::Unknown { .. })
         })
     };
-    let can = |(id, _): &(NodeId, BootId)| {
-        observed.switches.get(id).is_some_and(|switch| switch.is_due(now))
-    };
-    state.active_tasks().filter_map(waits).filter(is_silent).filter(can).collect()
+    state.active_tasks().filter_map(waits).filter(is_silent).collect()
 }

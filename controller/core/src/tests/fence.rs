@@ -6,7 +6,7 @@ use super::model::Model;
 use crate::command::Change;
 use crate::contact::{Contact, Next};
 use crate::fence::{NodeWatchdog, Promise, Vigil, yields};
-use crate::power::{PowerSwitch, to_switch_off};
+use crate::power::{PowerSwitch, is_awaited, to_switch_off};
 use crate::saga::{Action, is_for_a_round, next_action};
 use crate::{Outcome, Place, StepEvent, TaskKind};
 
@@ -218,11 +218,15 @@ fn a_silent_host_is_switched_off_and_its_vm_runs_elsewhere_on_that_proof() {
     model.observed.switches.get_mut(&node).unwrap().is_switching = true;
     assert_eq!(wanted(&model), []);
 
+    // Whoever is about to switch it off looks once more: it may be another boot by then, or proven.
+    let boot = model.state.nodes[&node].boot_id.unwrap();
     let old = bellwether_types::BootId::from_uuid(uuid::Uuid::from_u128(99));
+    assert!(is_awaited(&model.state, node, boot) && !is_awaited(&model.state, node, old));
     let device = "fence_ipmilan".to_owned();
     let of_old = model.apply(Change::SwitchedOff { node, boot_id: old, device });
     assert_eq!(of_old, Outcome::Unchanged);
     assert_eq!(switched_off(&mut model, node), Outcome::Done);
+    assert!(!is_awaited(&model.state, node, boot));
     model.settle(12);
     let proof = model.state.vms[&vm].last_proof.clone().unwrap();
     assert!(matches!(proof, FenceProof::Power { .. }), "{proof}");
