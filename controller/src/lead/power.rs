@@ -102,12 +102,28 @@ async fn meet(controller: &Controller, node: NodeId, found: Result<SwitchConfig,
         switch.is_switching || at.is_some_and(|at| now < at.saturating_add(TEST_MS))
     };
     if !known.as_ref().is_some_and(is_tested) {
-        let word = blocking(move || {
-            let (switch, _) = Switch::new(config)?;
-            Ok::<_, PowerError>(switch.status()? == PowerState::On)
-        });
-        said(controller, node, word.await.map_err(|error| error.to_string()));
+        said(controller, node, blocking(move || is_on(config)).await);
     }
+}
+
+/// Asks the switch of a node's host whether it is on, now; nothing if the node has none.
+pub async fn ask(
+    controller: &Controller,
+    node: NodeId,
+    name: &str,
+) -> Option<Result<bool, String>> {
+    let path = settings(&controller.power_dir, name);
+    let word = blocking(move || path.exists().then(|| load(&path).and_then(is_on))).await?;
+    said(controller, node, word.clone());
+    Some(word)
+}
+
+fn is_on(config: SwitchConfig) -> Result<bool, String> {
+    let asked = || {
+        let (switch, _) = Switch::new(config)?;
+        Ok::<_, PowerError>(switch.status()? == PowerState::On)
+    };
+    asked().map_err(|error| error.to_string())
 }
 
 /// The proof is proposed by the leader that asked for it. Should it lead no longer, the next one asks
