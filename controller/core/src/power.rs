@@ -53,6 +53,37 @@ impl PowerSwitch {
     }
 }
 
+/// What a fence agent answered, without an error, on the way to the proof.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SwitchAnswer {
+    /// It says that it has switched the host off.
+    Off,
+    /// The word of its `status`.
+    Status { is_on: bool },
+}
+
+/// What follows such an answer. After an error nothing does: there is no proof.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SwitchStep {
+    AskStatus,
+    /// The same after a pause: hosts take their time to go off.
+    AskAgain,
+    Proven,
+    /// It said that it switched the host off, and goes on saying that it is on.
+    StillOn,
+}
+
+/// The way from an `off` that succeeded to the proof: only a `status` behind it gives one. `after_ms`
+/// is the time since the `off`, and `confirm_ms` how long the host may be said to be on.
+pub fn switch_step(answer: SwitchAnswer, after_ms: u64, confirm_ms: u64) -> SwitchStep {
+    match answer {
+        SwitchAnswer::Off => SwitchStep::AskStatus,
+        SwitchAnswer::Status { is_on: false } => SwitchStep::Proven,
+        SwitchAnswer::Status { is_on: true } if after_ms < confirm_ms => SwitchStep::AskAgain,
+        SwitchAnswer::Status { is_on: true } => SwitchStep::StillOn,
+    }
+}
+
 /// The hosts that are to be switched off now, with the boot that a VM waits for.
 pub fn to_switch_off(state: &State, observed: &Observed, now: u64) -> BTreeSet<(NodeId, BootId)> {
     let can = |(id, _): &(NodeId, BootId)| {

@@ -6,7 +6,7 @@ use super::model::Model;
 use crate::command::Change;
 use crate::contact::{Contact, Next};
 use crate::fence::{NodeWatchdog, Promise, Vigil, yields};
-use crate::power::{PowerSwitch, is_awaited, to_switch_off};
+use crate::power::{PowerSwitch, SwitchAnswer, SwitchStep, is_awaited, switch_step, to_switch_off};
 use crate::saga::{Action, is_for_a_round, next_action};
 use crate::{Outcome, Place, StepEvent, TaskKind};
 
@@ -257,6 +257,15 @@ fn a_switch_that_fails_is_told_of_and_asked_again_after_a_pause() {
     model.settle(80);
     assert_eq!(wanted(&model), [node]);
     assert_eq!(model.state.vms[&vm].last_proof, None);
+}
+
+#[test]
+fn only_a_status_of_off_behind_an_off_proves_anything() {
+    let said = |is_on, after_ms| switch_step(SwitchAnswer::Status { is_on }, after_ms, 5_000);
+    assert_eq!(switch_step(SwitchAnswer::Off, 0, 5_000), SwitchStep::AskStatus);
+    assert_eq!(said(false, 9_000), SwitchStep::Proven);
+    assert_eq!(said(true, 4_999), SwitchStep::AskAgain);
+    assert_eq!(said(true, 5_000), SwitchStep::StillOn);
 }
 
 #[test]
