@@ -1,8 +1,10 @@
 //! What every part of the controller shares.
 
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bellwether_core::command::Change;
 use bellwether_core::observe::NodeReport;
@@ -43,6 +45,23 @@ pub struct Controller {
     reports: watch::Sender<u64>,
 }
 
+/// The state of a moment, to look at and to let go of: a task that keeps one across an await does not
+/// compile. For as long as somebody holds an older state, every commit has to copy all of it before
+/// it can change it, and a large cluster has many orders under way at any time.
+pub struct Glance {
+    state: Arc<State>,
+    /// Makes it stay in its thread, and so between two awaits.
+    _here: PhantomData<*const ()>,
+}
+
+impl Deref for Glance {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
 impl Controller {
     pub fn new(
         member: MemberConfig,
@@ -68,7 +87,12 @@ impl Controller {
     }
 
     /// The state as of the last entry applied here.
-    pub fn state(&self) -> std::sync::Arc<State> {
+    pub fn state(&self) -> Glance {
+        Glance { state: self.raft.view().state, _here: PhantomData }
+    }
+
+    /// The same for long work in a thread of its own; see [`Glance`] for what keeping it costs.
+    pub fn state_to_keep(&self) -> Arc<State> {
         self.raft.view().state
     }
 

@@ -324,7 +324,7 @@ fn refuse_outright(node: &Node, wish: &Wish<'_>) -> Result<(), Reason> {
 }
 
 /// Who is placed first: the higher priority, then the larger VM, because it fits in fewer places.
-pub(crate) fn urgency(vm: &Vm) -> impl Ord + use<> {
+pub fn urgency(vm: &Vm) -> impl Ord + use<> {
     use std::cmp::Reverse;
     let size = Reverse((vm.spec.memory_mib, vm.spec.vcpus));
     (Reverse(vm.spec.priority), size, vm.id)

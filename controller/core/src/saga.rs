@@ -217,28 +217,14 @@ fn is_about_proof(state: &State, observed: &Observed, task: &Task, vm: &Vm) -> b
     }
 }
 
-/// What the executor of a task does next: [`next_action`] without what is left to the rounds.
+/// What the executor of a task does next: [`next_action`], but for the choice of a node. That is left
+/// to the leader's rounds, which choose for all tasks that wait: each for itself would choose the same.
+/// The planner is not even asked, for thousands may wait, and each looks at every change.
 pub fn own_action(state: &State, observed: &Observed, task: &Task, now: u64) -> Action {
-    match next_action(state, observed, task, now) {
-        action if is_for_a_round(state, observed, task, &action) => {
-            Action::Wait { until: u64::MAX }
-        }
-        action => action,
+    match state.vms.get(&task.vm) {
+        Some(vm) if needs_node(state, observed, task, vm) => Action::Wait { until: u64::MAX },
+        _ => next_action(state, observed, task, now),
     }
-}
-
-/// Whether this is left to the leader's rounds, which give nodes to all tasks that wait for one: each
-/// for itself would choose the same.
-pub(crate) fn is_for_a_round(
-    state: &State,
-    observed: &Observed,
-    task: &Task,
-    action: &Action,
-) -> bool {
-    let chooses =
-        matches!(action, Action::Advance(StepEvent::Placed { .. } | StepEvent::NoNode { .. }));
-    let needs_no_proof = |vm| !is_about_proof(state, observed, task, vm);
-    chooses && task.is_waiting() && state.vms.get(&task.vm).is_some_and(needs_no_proof)
 }
 
 /// Whether a reason has been noted already: saying it again would only make the log grow.

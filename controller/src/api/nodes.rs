@@ -41,7 +41,8 @@ impl NodesApi {
     async fn take(&self, mut contact: Contact) -> Result<Answer, Status> {
         loop {
             let now = self.controller.clock.now_ms();
-            match contact.next(&self.controller.state(), now) {
+            let next = contact.next(&self.controller.state(), now);
+            match next {
                 Next::Confirm => contact.confirmed(self.confirm().await?),
                 Next::Note { node, report } => self.controller.take_report(node, report),
                 Next::Commit(change) => drop(commit(&self.controller, change).await?),

@@ -125,7 +125,7 @@ fn rules(state: &State, rules: &VmRules) -> v1::VmRules {
 }
 
 /// The state as last reported. Where no runner can report, the task that works on it says more.
-fn seen_state(state: &State, observed: &Observed, vm: &Vm) -> (VmState, String) {
+pub fn seen_state(state: &State, observed: &Observed, vm: &Vm) -> (VmState, String) {
     let kind = vm.task.and_then(|id| state.tasks.get(&id)).map(|task| task.kind);
     match (&vm.place, kind) {
         (Place::Runner(runner), _) => {

@@ -133,8 +133,9 @@ impl Executor {
             Err(Failure::Unknown(_)) if self.is_overtaken(task) => {}
             Err(Failure::Unknown(error)) => {
                 tracing::warn!(task = self.id.0, step = task.step.name(), %error, "asking again");
-                let (state, now) = (self.controller.state(), self.controller.clock.now_ms());
-                match self.patience.unanswered(&state, task, error, now) {
+                let now = self.controller.clock.now_ms();
+                let given_up = self.patience.unanswered(&self.controller.state(), task, error, now);
+                match given_up {
                     Some(event) => self.advance(task, event).await,
                     None => tokio::time::sleep(AGAIN).await,
                 }

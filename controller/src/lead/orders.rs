@@ -8,7 +8,7 @@ use bellwether_core::observe::Seen;
 use bellwether_core::reconcile::strays_of;
 use bellwether_core::state::{Node, Runner};
 use bellwether_core::task::{Measures, Retry};
-use bellwether_core::{Attempt, Place, State, StepEvent, Task, TaskKind, Vm, state_file};
+use bellwether_core::{Attempt, Place, State, Step, StepEvent, Task, TaskKind, Vm, state_file};
 use bellwether_proto::v1;
 use bellwether_proto::v1::agent_client::AgentClient;
 use bellwether_types::{
@@ -35,27 +35,37 @@ pub struct Sealed {
     pub measures: Measures,
 }
 
-/// Orders on behalf of one task.
+/// Orders on behalf of one task. What they need of the state is taken out when they are made; the
+/// state itself is not kept.
 pub struct Orders<'a> {
     controller: &'a Controller,
     leadership: Leadership,
     task: &'a Task,
-    state: std::sync::Arc<State>,
+    vm: Option<Vm>,
+    /// Those that the task is about.
+    nodes: Vec<Node>,
+    storage: String,
+    pre_copy_mib_s: u32,
 }
 
 impl<'a> Orders<'a> {
     pub fn new(controller: &'a Controller, leadership: Leadership, task: &'a Task) -> Self {
-        Self { controller, leadership, task, state: controller.state() }
+        let state = controller.state();
+        let vm = state.vms.get(&task.vm).cloned();
+        let concerned = concerned(task, vm.as_ref());
+        let nodes = concerned.iter().filter_map(|id| state.nodes.get(id).cloned()).collect();
+        let (storage, pre_copy_mib_s) = (storage(&state), state.settings.pre_copy_mib_s);
+        Self { controller, leadership, task, vm, nodes, storage, pre_copy_mib_s }
     }
 
     fn vm(&self) -> Result<&Vm> {
         let gone = || Failure::Unknown("the VM is gone from the state".into());
-        self.state.vms.get(&self.task.vm).ok_or_else(gone)
+        self.vm.as_ref().ok_or_else(gone)
     }
 
     fn node(&self, id: NodeId) -> Result<&Node> {
-        let gone = || Failure::Unknown(format!("node {id} is no member any more"));
-        self.state.nodes.get(&id).ok_or_else(gone)
+        let gone = || Failure::Unknown(format!("task {} is not about node {id}", self.task.id.0));
+        self.nodes.iter().find(|node| node.id == id).ok_or_else(gone)
     }
 
     /// Without a connection nothing can be said of an order that may have been given before.
@@ -72,7 +82,7 @@ impl<'a> Orders<'a> {
 
     /// The storage that the replicated state names: all controllers must mean the same claims.
     fn storage(&self) -> String {
-        storage(&self.state)
+        self.storage.clone()
     }
 
     pub async fn prepare(&self, attempt: Attempt) -> Result<StepEvent> {
@@ -91,7 +101,8 @@ impl<'a> Orders<'a> {
 
     /// An agent holds one incarnation of a VM at a time: what an earlier fault left there goes first.
     async fn clear_the_way(&self, attempt: Attempt) -> Result<()> {
-        let left = strays_of(&self.state, &self.controller.observed(), attempt.node, self.task.vm);
+        let (node, vm) = (attempt.node, self.task.vm);
+        let left = strays_of(&self.controller.state(), &self.controller.observed(), node, vm);
         for stray in left {
             self.release(Attempt { node: stray.node, epoch: stray.epoch }).await?;
         }
@@ -151,7 +162,7 @@ impl<'a> Orders<'a> {
             storage: self.storage(),
             downtime_ms: rules.downtime_ms,
             finish_anyway: rules.pre_copy == PreCopy::Finish,
-            rate_bytes_per_s: (u64::from(self.state.settings.pre_copy_mib_s) << 20) / parallel,
+            rate_bytes_per_s: (u64::from(self.pre_copy_mib_s) << 20) / parallel,
             tell_pieces,
         };
         // Without a deadline: it would be one of the whole stream.
@@ -366,6 +377,24 @@ impl<'a> Orders<'a> {
     }
 }
 
+/// The nodes that an order of a task can be for: those that its step names, and the VM's runner.
+fn concerned(task: &Task, vm: Option<&Vm>) -> Vec<NodeId> {
+    let runner = match vm.map(|vm| &vm.place) {
+        Some(Place::Runner(runner) | Place::Revoked(runner)) => Some(runner.node),
+        Some(Place::Sealed { sealer, .. }) => sealer.as_ref().map(|sealer| sealer.node),
+        Some(Place::Stopped) | None => None,
+    };
+    let other = match &task.step {
+        Step::Activate { from, .. } => from.as_ref().map(|from| from.node),
+        Step::Release(runner) => Some(runner.node),
+        Step::ClaimBack { source, .. } => Some(source.node),
+        Step::Purge(node) => Some(*node),
+        _ => None,
+    };
+    let attempt = task.step.attempt().map(|attempt| attempt.node);
+    [attempt, other, runner].into_iter().flatten().collect()
+}
+
 /// An order to a node in the boot that is known of it, given by whoever leads now.
 pub fn order(
     term: u64,
@@ -402,11 +431,10 @@ pub async fn set_paused(
     };
     let confirmed = controller.raft.confirm_leadership().await;
     let term = confirmed.map_err(|error| Status::unavailable(error.to_string()))?.term;
-    let state = controller.state();
-    let node = state.nodes.get(&runner.node);
+    let node = controller.state().nodes.get(&runner.node).cloned();
     let node = node.ok_or_else(|| Status::unavailable("the VM's node is gone"))?;
-    let mut agent = controller.links.agent(node).map_err(Status::unavailable)?;
-    let order = order(term, TaskId(0), vm.id, runner.epoch, node).map_err(Status::unavailable)?;
+    let mut agent = controller.links.agent(&node).map_err(Status::unavailable)?;
+    let order = order(term, TaskId(0), vm.id, runner.epoch, &node).map_err(Status::unavailable)?;
     let order = Some(order);
     match paused {
         true => agent.pause_vm(within(SHORT, v1::PauseVmRequest { order })).await.map(drop),

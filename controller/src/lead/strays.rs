@@ -65,11 +65,11 @@ async fn order_release(
 }
 
 async fn release(controller: &Controller, leadership: Leadership, stray: Stray) {
-    let state = controller.state();
-    let Some(node) = state.nodes.get(&stray.node).filter(|node| node.is_online()) else {
+    let node = controller.state().nodes.get(&stray.node).cloned();
+    let Some(node) = node.filter(Node::is_online) else {
         return tokio::time::sleep(RELEASE / 15).await;
     };
-    let released = order_release(controller, leadership, stray, node).await;
+    let released = order_release(controller, leadership, stray, &node).await;
     let (node, vm, epoch) = (stray.node.0, stray.vm, stray.epoch.0);
     match released {
         Ok(()) => {

@@ -31,6 +31,7 @@ const UP: Duration = Duration::from_secs(60);
 pub struct Cluster {
     root: PathBuf,
     nodes: Vec<Node>,
+    agents: bool,
     storage: Storage,
     bell: Bell,
     admin: Admin,
@@ -52,13 +53,15 @@ impl Cluster {
         for index in 1..cluster.nodes.len() {
             cluster.add_controller(index).await?;
         }
-        cluster.add_agents().await?;
+        if options.agents {
+            cluster.add_agents().await?;
+        }
         cluster.wait_whole().await?;
         Ok(cluster)
     }
 
     fn prepare(options: &Options) -> Result<Self> {
-        let binaries = Binaries::find()?;
+        let binaries = Binaries::find(options.agents)?;
         let [x, y, z, w, ..] = *uuid::Uuid::new_v4().as_bytes();
         // Short on purpose, and not in TMPDIR: the VMMs' sockets lie below it.
         let root = PathBuf::from(format!("/tmp/bw-{x:02x}{y:02x}{z:02x}{w:02x}"));
@@ -95,6 +98,7 @@ impl Cluster {
             identity,
             root,
             nodes,
+            agents: options.agents,
             storage,
             bell,
             admin,
@@ -182,11 +186,12 @@ impl Cluster {
     /// Waits until all controllers vote and all nodes are online.
     pub async fn wait_whole(&self) -> Result<()> {
         let count = self.nodes.len();
+        let agents = if self.agents { count as u64 } else { 0 };
         wait_for("the whole cluster to be up", UP, async || {
             let status = self.admin.status().await?;
             let voters = status.controllers.iter().filter(|controller| controller.voter).count();
             let (online, leader) = (status.nodes_online, status.leader);
-            if voters != count || online != count as u64 || leader == 0 {
+            if voters != count || online != agents || leader == 0 {
                 bail!("{voters} voters, {online} nodes online, leader {leader}");
             }
             self.all_answer().await.map(Some)

@@ -18,6 +18,8 @@ pub enum StorageKind {
 #[derive(Clone, Debug)]
 pub struct Options {
     pub nodes: usize,
+    /// Each node has an agent; without them these are controllers alone.
+    pub agents: bool,
     /// Memory that VMs may have on each node. Given, so that tests do not depend on the machine.
     pub memory_mib: u64,
     pub storage: StorageKind,
@@ -42,6 +44,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             nodes: 3,
+            agents: true,
             memory_mib: 2048,
             storage: StorageKind::Directory,
             failpoints: false,

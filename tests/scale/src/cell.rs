@@ -9,6 +9,20 @@ use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 
+/// What grows with the cluster.
+pub const MEASURES: [&str; 10] = [
+    "state_bytes",
+    "commands_per_s",
+    "snapshot_bytes",
+    "encode_ms",
+    "read_ms",
+    "recover_ms",
+    "idle_plan_ms",
+    "drain_plan_ms",
+    "failover_plan_ms",
+    "failover_apply_ms",
+];
+
 /// One node in ten fails, or is drained.
 const SHARE: u64 = 10;
 

@@ -5,21 +5,8 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-const MEASURES: [&str; 10] = [
-    "state_bytes",
-    "commands_per_s",
-    "snapshot_bytes",
-    "encode_ms",
-    "read_ms",
-    "recover_ms",
-    "idle_plan_ms",
-    "drain_plan_ms",
-    "failover_plan_ms",
-    "failover_apply_ms",
-];
-
 /// For each measure its exponents over VMs at the same nodes, and over nodes at the same VMs.
-pub fn exponents(cells: &[Value]) -> Value {
+pub fn exponents(cells: &[Value], measures: &[&str]) -> Value {
     let over = |varied: &str, fixed: &str, measure: &str| {
         let points: Vec<(f64, f64)> = most_alike(cells, fixed)
             .into_iter()
@@ -28,7 +15,7 @@ pub fn exponents(cells: &[Value]) -> Value {
         slope(&points)
     };
     let both = |measure: &str| json!({ "vms": over("vms", "nodes", measure), "nodes": over("nodes", "vms", measure) });
-    MEASURES
+    measures
         .iter()
         .map(|measure| ((*measure).to_owned(), both(measure)))
         .collect::<BTreeMap<_, _>>()
@@ -63,40 +50,32 @@ fn slope(points: &[(f64, f64)]) -> Value {
     }
 }
 
-/// The cells, the exponents and the packing for people.
-pub fn table(result: &Value) -> String {
-    let mut text = format!("{:>6} {:>7}", "nodes", "VMs");
-    for measure in MEASURES {
-        let _ = write!(text, " {measure:>17}");
-    }
-    text.push('\n');
-    for cell in result["cells"].as_array().into_iter().flatten() {
-        let _ = write!(text, "{:>6} {:>7}", cell["nodes"], cell["vms"]);
-        for measure in MEASURES {
-            let value = cell[measure].as_f64().unwrap_or(0.0);
-            let digits = if measure.ends_with("_ms") { 1 } else { 0 };
-            let _ = write!(text, " {value:>17.digits$}");
+/// A line for each measure and a column for each cell, for people; the exponents come last.
+pub fn table(cells: &[Value], growth: &Value, measures: &[&str]) -> String {
+    let mut text = String::new();
+    for name in ["nodes", "vms"].iter().chain(measures) {
+        let _ = write!(text, "{name:>24}");
+        for cell in cells {
+            let _ = write!(text, " {:>12}", number(&cell[*name]));
+        }
+        for over in ["vms", "nodes"] {
+            let _ = match growth[*name][over].as_f64() {
+                Some(exponent) => write!(text, "  {over}^{exponent:<5}"),
+                None => Ok(()),
+            };
         }
         text.push('\n');
     }
-    for over in ["vms", "nodes"] {
-        let _ = write!(text, "{:>14}", format!("over {over} ^"));
-        for measure in MEASURES {
-            let _ = write!(text, " {:>17}", result["growth"][measure][over].to_string());
-        }
-        text.push('\n');
-    }
-    let packing = &result["packing"];
-    let share = |key: &str| packing[key].as_f64().unwrap_or(0.0) * 100.0;
-    let _ = writeln!(
-        text,
-        "packing of {} random clusters of {} nodes: at least {:.1} % of the bound in a round, {:.1} % one by one",
-        packing["clusters"],
-        packing["nodes"],
-        share("round_share_min"),
-        share("one_by_one_share_min")
-    );
     text
+}
+
+fn number(value: &Value) -> String {
+    match value.as_f64() {
+        None => "-".into(),
+        Some(value) if value.fract() == 0.0 => format!("{value:.0}"),
+        Some(value) if value < 10.0 => format!("{value:.2}"),
+        Some(value) => format!("{value:.1}"),
+    }
 }
 
 #[cfg(test)]
@@ -109,8 +88,13 @@ mod tests {
             .iter()
             .map(|vms| json!({ "nodes": 5, "vms": vms, "encode_ms": (vms * vms) as f64 / 7.0 }))
             .collect();
-        let growth = exponents(&cells);
+        let growth = exponents(&cells, &["encode_ms"]);
         assert_eq!(growth["encode_ms"]["vms"], 2.0);
         assert_eq!(growth["encode_ms"]["nodes"], Value::Null);
+        let table = table(&cells, &growth, &["encode_ms"]);
+        assert!(
+            table.lines().nth(2).unwrap().contains("57.1") && table.contains("vms^2"),
+            "{table}"
+        );
     }
 }

@@ -2,11 +2,10 @@
 //! memory and vCPUs than there are, so the share that is used when nothing fits any more says how far
 //! any better plan could be ahead.
 
-use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
-use bellwether_core::planner::{Planner, Wish};
+use bellwether_core::planner::{Planner, Wish, urgency};
 use bellwether_core::{State, Vm};
 use serde_json::{Value, json};
 
@@ -17,7 +16,7 @@ const NODES: u64 = 40;
 /// A plan below this share of the bound is one that should be better.
 const SHARE_MIN: f64 = 0.95;
 
-/// Packs random clusters: in a round, the largest VMs first, and one by one as they come.
+/// Packs random clusters: in a round, in the order of the leader's rounds, and one by one as they come.
 pub fn measure() -> Result<Value> {
     let mut rounds = Vec::new();
     let mut one_by_one = Vec::new();
@@ -25,7 +24,7 @@ pub fn measure() -> Result<Value> {
         let state = crowded(seed);
         let mut vms: Vec<&Vm> = state.vms.values().collect();
         one_by_one.push(filled(&state, &vms));
-        vms.sort_by_key(|vm| Reverse((vm.spec.memory_mib, vm.spec.vcpus)));
+        vms.sort_by_key(|vm| urgency(vm));
         rounds.push(filled(&state, &vms));
     }
     let least = |shares: &[f64]| shares.iter().copied().fold(1.0, f64::min);
@@ -35,6 +34,18 @@ pub fn measure() -> Result<Value> {
         "clusters": CLUSTERS, "nodes": NODES, "bound": 1.0,
         "round_share_min": least(&rounds), "one_by_one_share_min": least(&one_by_one),
     }))
+}
+
+/// The result for people.
+pub fn sentence(packing: &Value) -> String {
+    let share = |key: &str| packing[key].as_f64().unwrap_or(0.0) * 100.0;
+    format!(
+        "packing of {} random clusters of {} nodes: at least {:.1} % of the bound in a round, {:.1} % one by one",
+        packing["clusters"],
+        packing["nodes"],
+        share("round_share_min"),
+        share("one_by_one_share_min")
+    )
 }
 
 /// Nodes of different sizes, and VMs that want half as much again as all of them have.
@@ -74,4 +85,13 @@ fn filled(state: &State, vms: &[&Vm]) -> f64 {
     let all_vcpus: u32 = state.nodes.values().map(|node| node.vcpus).sum();
     let of_memory = memory as f64 / all_memory as f64;
     of_memory.max(f64::from(vcpus) / f64::from(all_vcpus))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn random_clusters_are_filled_to_within_five_percent_of_the_bound() {
+        let packing = super::measure().unwrap();
+        assert!(super::sentence(&packing).contains("8 random clusters"), "{packing}");
+    }
 }

@@ -7,7 +7,7 @@ use crate::command::Change;
 use crate::contact::{Contact, Next};
 use crate::fence::{NodeWatchdog, Promise, Vigil, yields};
 use crate::power::{PowerSwitch, SwitchAnswer, SwitchStep, is_awaited, switch_step, to_switch_off};
-use crate::saga::{Action, is_for_a_round, next_action};
+use crate::saga::{Action, next_action, own_action};
 use crate::{Outcome, Place, StepEvent, TaskKind};
 
 const BOUND: WatchdogBound = WatchdogBound { watchdog_ms: 5_000, pet_ms: 1_000, stop_ms: 1_000 };
@@ -214,7 +214,7 @@ fn a_silent_host_is_switched_off_and_its_vm_runs_elsewhere_on_that_proof() {
     let task = &model.state.tasks[&model.state.vms[&vm].task.unwrap()];
     let action = next_action(&model.state, &model.observed, task, u64::MAX);
     assert!(matches!(action, Action::Advance(StepEvent::NoNode { .. })), "{action:?}");
-    assert!(!is_for_a_round(&model.state, &model.observed, task, &action));
+    assert_eq!(own_action(&model.state, &model.observed, task, u64::MAX), action);
     model.observed.switches.get_mut(&node).unwrap().is_switching = true;
     assert_eq!(wanted(&model), []);
 

@@ -30,8 +30,8 @@ impl AdminApi {
         let status = controller.raft.status();
         let running = {
             let observed = controller.observed();
-            let vms = state.vms.values().map(|vm| view::vm(&state, &observed, vm));
-            vms.filter(|vm| vm.state == VmState::Running.as_str()).count()
+            let seen = state.vms.values().map(|vm| view::seen_state(&state, &observed, vm).0);
+            seen.filter(|seen| *seen == VmState::Running).count()
         };
         let leader = status.leader.as_ref().map_or(0, |(id, _)| *id);
         let member = |member: &Member| v1::ControllerStatus {

@@ -19,7 +19,7 @@ impl AdminApi {
     ) -> Result<v1::Forecast, Status> {
         self.confirm().await?;
         let scenario = self.scenario(request)?;
-        let (state, timing) = (self.controller.state(), self.controller.timing.clone());
+        let (state, timing) = (self.controller.state_to_keep(), self.controller.timing.clone());
         let now = self.controller.clock.now_ms();
         // A large cluster has many decisions to make, and the leader has other things to do.
         let work = move || {

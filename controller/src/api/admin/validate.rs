@@ -44,6 +44,25 @@ struct Trial {
     tell: mpsc::Sender<v1::Finding>,
 }
 
+/// What is taken from the state at the beginning: trials wait for hosts, and a state is not kept so long.
+struct Subject {
+    nodes: Vec<Node>,
+    storage: String,
+    /// A VM under the lease arbiter, if there is one.
+    leased: Option<String>,
+}
+
+impl Subject {
+    fn of(state: &State) -> Self {
+        let leased = state.vms.values().find(|vm| vm.arbiter == Arbiter::Lease);
+        Self {
+            nodes: state.nodes.values().cloned().collect(),
+            storage: storage(state),
+            leased: leased.map(|vm| vm.spec.name.clone()),
+        }
+    }
+}
+
 /// What the looker saw, and when by this controller's clock.
 struct Seen {
     sight: v1::TrialSight,
@@ -52,10 +71,10 @@ struct Seen {
 
 impl Trial {
     async fn run(self) {
-        let state = self.controller.state();
+        let subject = Subject::of(&self.controller.state());
         let (online, silent): (Vec<&Node>, Vec<&Node>) =
-            state.nodes.values().partition(|node| node.is_online());
-        if state.nodes.is_empty() {
+            subject.nodes.iter().partition(|node| node.is_online());
+        if subject.nodes.is_empty() {
             self.tell("", "agent", failed("the cluster has no nodes")).await;
         }
         for node in silent {
@@ -64,7 +83,7 @@ impl Trial {
         let mut offsets = Vec::new();
         for (index, holder) in online.iter().enumerate() {
             let looker = online[(index + 1) % online.len()];
-            let tried = self.try_storage(&state, holder, looker).await;
+            let tried = self.try_storage(&subject.storage, holder, looker).await;
             let verdict = tried.map(|(text, offset)| {
                 offsets.push((looker.name.clone(), offset));
                 text
@@ -75,7 +94,7 @@ impl Trial {
             self.tell(&name, "clock", verdict).await;
         }
         for node in online {
-            self.try_proofs(&state, node).await;
+            self.try_proofs(subject.leased.as_deref(), node).await;
         }
     }
 
@@ -98,11 +117,11 @@ impl Trial {
     /// One node writes and locks, another looks: while it is locked, and after it was let go.
     async fn try_storage(
         &self,
-        state: &State,
+        storage: &str,
         holder: &Node,
         looker: &Node,
     ) -> Result<(String, i128), Fault> {
-        let (storage, trial) = (storage(state), Uuid::new_v4().to_string());
+        let (storage, trial) = (storage.to_owned(), Uuid::new_v4().to_string());
         let request = v1::TrialRequest { storage, trial, remove: false };
         let tried = self.hold_and_look(&request, holder, looker).await;
         // Whatever came of it. Where this fails, too, a later trial sweeps the file.
@@ -160,7 +179,7 @@ impl Trial {
         Ok(Seen { sight, wall_offset_ms })
     }
 
-    async fn try_proofs(&self, state: &State, node: &Node) {
+    async fn try_proofs(&self, leased: Option<&str>, node: &Node) {
         let (watchdog, suspect_after_ms) = {
             let suspect_after_ms = self.controller.timing.suspect_after_ms;
             let yields = fence::yields(&self.controller.observed(), node, suspect_after_ms);
@@ -182,12 +201,10 @@ impl Trial {
         let is_proven = watchdog.is_ok() || power.is_ok();
         self.tell(&node.name, "watchdog", watchdog).await;
         self.tell(&node.name, "power", power).await;
-        let leased = state.vms.values().find(|vm| vm.arbiter == Arbiter::Lease);
         if let Some(vm) = leased.filter(|_| !is_proven) {
             let text = format!(
-                "VM {} is under the lease arbiter: if this node falls silent while running it, only a person \
-                 can say that it is down",
-                vm.spec.name
+                "VM {vm} is under the lease arbiter: if this node falls silent while running it, only a person \
+                 can say that it is down"
             );
             self.tell(&node.name, "proof", failed(&text)).await;
         }

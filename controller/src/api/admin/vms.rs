@@ -2,7 +2,7 @@
 
 use bellwether_core::command::Change;
 use bellwether_core::task::TaskRequest;
-use bellwether_core::{Outcome, TaskKind, Vm};
+use bellwether_core::{Node, Outcome, TaskKind, Vm};
 use bellwether_proto::v1;
 use bellwether_types::{Arbiter, NodeId, VmId, VmSpec};
 use tonic::{Response, Status};
@@ -64,12 +64,8 @@ impl AdminApi {
     /// Asks one of the VM's possible nodes whether its files are there and good, so that a mistake
     /// is found now and not in the middle of a failover.
     async fn inspect(&self, spec: &VmSpec) -> Result<(), Status> {
-        let state = self.controller.state();
-        let may =
-            |id: &NodeId| spec.possible_owners.is_empty() || spec.possible_owners.contains(id);
-        let mut nodes = state.nodes.values().filter(|node| node.is_online() && may(&node.id));
-        let Some(node) = nodes.next() else { return Ok(()) };
-        match orders::inspect(&self.controller, node, spec).await {
+        let Some(node) = self.possible_node(spec) else { return Ok(()) };
+        match orders::inspect(&self.controller, &node, spec).await {
             Ok(problems) if problems.is_empty() => Ok(()),
             Ok(problems) => {
                 let text = format!("VM {}: {}", spec.name, problems.join("; "));
@@ -81,6 +77,13 @@ impl AdminApi {
                 Ok(())
             }
         }
+    }
+
+    fn possible_node(&self, spec: &VmSpec) -> Option<Node> {
+        let state = self.controller.state();
+        let may =
+            |id: &NodeId| spec.possible_owners.is_empty() || spec.possible_owners.contains(id);
+        state.nodes.values().find(|node| node.is_online() && may(&node.id)).cloned()
     }
 
     pub(super) async fn begin(
