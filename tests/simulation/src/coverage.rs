@@ -95,6 +95,7 @@ pub const EXPECTED: &[(&str, &[&str])] = &[
             "storage-full",
             "storage-error",
             "runtime-full",
+            "lose-answers",
             "kill-fencer",
             "disarm",
             "clock",

@@ -101,6 +101,10 @@ fn inject_further(world: &Shared, fault: Fault) {
             world.net.set_weather(Weather { loss_permille, repeat_permille, extra_ns });
             later(world, for_ms, |world| world.net.set_weather(Weather::default()));
         }
+        Fault::LoseAnswers { node, for_ms } => {
+            world.net.lose_answers(HostId(node), true);
+            later(world, for_ms, move |world| world.net.lose_answers(HostId(node), false));
+        }
         Fault::StorageFull { for_ms } => {
             world.storage.server(|server| server.full = true);
             later(world, for_ms, |world| world.storage.server(|server| server.full = false));

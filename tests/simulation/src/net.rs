@@ -56,6 +56,8 @@ struct State {
     /// Somebody on the way has them, so that they outlive their senders.
     held_up: Vec<(HostId, HostId, Delivery)>,
     weather: Weather,
+    /// Hosts whose answers to orders are lost.
+    broken: BTreeSet<HostId>,
 }
 
 type Delivery = Rc<dyn Fn(bool)>;
@@ -75,6 +77,7 @@ impl Net {
             cut: BTreeSet::new(),
             held_up: Vec::new(),
             weather: Weather::default(),
+            broken: BTreeSet::new(),
         };
         Self { kernel: kernel.clone(), state: Rc::new(RefCell::new(state)) }
     }
@@ -93,6 +96,17 @@ impl Net {
 
     pub fn set_weather(&self, weather: Weather) {
         self.state.borrow_mut().weather = weather;
+    }
+
+    /// The connections on which orders were given to this host break before they are answered; those on
+    /// which it reports do not.
+    pub fn lose_answers(&self, from: HostId, lost: bool) {
+        let broken = &mut self.state.borrow_mut().broken;
+        if lost {
+            broken.insert(from)
+        } else {
+            broken.remove(&from)
+        };
     }
 
     /// From now on nothing goes that way.
@@ -118,6 +132,7 @@ impl Net {
         let cut: Vec<_> = self.state.borrow().cut.iter().copied().collect();
         cut.into_iter().for_each(|(from, to)| self.mend(from, to));
         self.set_weather(Weather::default());
+        self.state.borrow_mut().broken.clear();
     }
 
     fn is_cut(&self, from: HostId, to: HostId) -> bool {
@@ -265,6 +280,10 @@ impl Responder {
 
     fn reply(&mut self, answer: Result<Response, CallError>) {
         let Some(promise) = self.promise.take() else { return };
+        let is_broken = self.net.state.borrow().broken.contains(&self.from);
+        if is_broken && matches!(answer, Ok(Response::Order(_))) {
+            return self.net.break_off(promise);
+        }
         let lost = promise.clone();
         let delivery = move |_| promise.keep(answer.clone());
         if !self.net.transmit(self.from, self.to, Rc::new(delivery)) {

@@ -211,6 +211,14 @@ impl Oracle {
             if let Some(lost) = self.forgotten(before, after, event) {
                 problems.push(lost);
             }
+            if let Place::Sealed { file, .. } = &after.place
+                && self.storage.server(|server| server.is_unsynced(&file.path))
+            {
+                problems.push(format!(
+                    "2: {} is sealed in a file that is on no disk",
+                    before.spec.name
+                ));
+            }
             if let Some(epoch) = must_be_gone(before, after) {
                 gone.push(((*id, epoch), self.kernel.now()));
                 problems.extend(self.runner_of(*id, epoch).map(|process| {

@@ -44,6 +44,7 @@ impl Scenario {
         let mut cluster = cluster;
         fencing(seed, &mut cluster, &mut events, (calm_ms, heal_at_ms));
         doubtful_starts(seed, &cluster, &mut events, (calm_ms, heal_at_ms));
+        doubtful_moves(seed, &cluster, &mut events, (calm_ms, heal_at_ms));
         slow_quorum(seed, &cluster, &mut events, (calm_ms, heal_at_ms));
         events.sort_by_key(|timed| timed.at_ms);
         let (opening, settle_ms_max) = (Opening::AtOnce, Some(240_000));
@@ -117,6 +118,36 @@ fn doubtful_starts(seed: u64, cluster: &Cluster, events: &mut Vec<Timed>, times:
             Timed { at_ms: start_ms + rng.within(5, 40), event: Event::Fault(weather) },
             Timed { at_ms: end_ms, event: Event::Fault(end) },
         ]);
+    }
+}
+
+/// Moves that go wrong behind the seal while answers are lost, of guests that end soon.
+fn doubtful_moves(seed: u64, cluster: &Cluster, events: &mut Vec<Timed>, times: (u64, u64)) {
+    let mut rng = Rng::of(seed, "doubtful moves");
+    for _ in 0..rng.below(3) {
+        let Some(vm) = rng.pick(&cluster.vms).map(|vm| vm.name.clone()) else { return };
+        let node = rng.within(1, cluster.nodes);
+        let at_ms = rng.within(times.0, times.1 - 12_000);
+        let move_it = Request::Migrate { vm: vm.clone(), node: Some(node) };
+        events.push(Timed { at_ms, event: Event::Request(move_it) });
+        let lost_ms = at_ms + rng.within(200, 3_000);
+        let for_ms = rng.within(3_000, 8_000);
+        let loss = match rng.below(2) {
+            0 => Fault::Power { node, for_ms },
+            _ => Fault::KillAgent { node, for_ms },
+        };
+        events.push(Timed { at_ms: lost_ms, event: Event::Fault(loss) });
+        // The node is called unknown then, and the source is to take its VM back.
+        let begin_ms = lost_ms + rng.within(1_300, 1_700);
+        for node in (1..=cluster.nodes).filter(|other| *other != node) {
+            let fault = Fault::LoseAnswers { node, for_ms: 1_000 };
+            events.push(Timed { at_ms: begin_ms, event: Event::Fault(fault) });
+        }
+        for _ in 0..2 {
+            let end_ms = begin_ms + rng.within(300, 5_000);
+            let end = Fault::KillVmm { vm: vm.clone() };
+            events.push(Timed { at_ms: end_ms, event: Event::Fault(end) });
+        }
     }
 }
 

@@ -310,6 +310,11 @@ pub enum Fault {
         node: u64,
         for_ms: u64,
     },
+    /// Orders to the node are carried out, and the answers are lost.
+    LoseAnswers {
+        node: u64,
+        for_ms: u64,
+    },
     /// SIGKILL of the node's fencer; its watchdog stays armed.
     KillFencer {
         node: u64,
@@ -354,6 +359,7 @@ impl Fault {
             Self::StorageFull { .. } => "storage-full",
             Self::StorageError { .. } => "storage-error",
             Self::RuntimeFull { .. } => "runtime-full",
+            Self::LoseAnswers { .. } => "lose-answers",
             Self::KillFencer { .. } => "kill-fencer",
             Self::Disarm { .. } => "disarm",
             Self::Clock { .. } => "clock",

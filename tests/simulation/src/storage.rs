@@ -16,6 +16,7 @@ mod heartbeats;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
 use std::rc::Rc;
 
 use bellwether_agent_core::Pulse;
@@ -537,6 +538,11 @@ impl Server {
         self.expelled.extend(lost.map(|lock| lock.process));
         self.locks.retain(|_, lock| lock.host != host);
         self.revoked += 1;
+    }
+
+    /// Whether a state file would not outlast a loss of power.
+    pub fn is_unsynced(&self, path: &Path) -> bool {
+        self.unsynced.contains_key(&path.display().to_string())
     }
 
     /// The highest record on a disk.

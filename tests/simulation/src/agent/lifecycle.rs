@@ -79,10 +79,21 @@ impl Owner {
     pub(super) async fn demolish(&mut self) -> Result<(), Failure> {
         let Some(body) = &mut self.body else { return Ok(()) };
         if let Some(process) = body.process {
+            let may_run = body.record.may_have_run && self.agent.world.kernel.lives(process);
+            self.check_replaced(process, may_run);
             self.reap(process, 0).await?;
         }
         self.clean_up();
         Ok(())
+    }
+
+    /// Only a release ends a guest.
+    fn check_replaced(&self, process: ProcId, may_run: bool) {
+        if may_run {
+            let name = self.agent.world.kernel.name_of(process);
+            let text = format!("4: {name} makes way for another one, and nobody has released it");
+            self.agent.world.oracle.borrow_mut().fail(text);
+        }
     }
 
     /// Stops the VMM, with violence if it takes long, and answers when it is reaped.

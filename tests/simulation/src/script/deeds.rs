@@ -10,7 +10,7 @@ use crate::scenario::{Event, Fault, Request, Rules, VmSetup};
 
 /// What a line may say behind its time, for whoever wrote something else.
 pub const DEEDS: &str = "bell …, power off, freeze, suspend, cut, kill, hang, crash guest, halt guest, \
-                         fill, break storage, jump clock, bad network, disarm";
+                         fill, break storage, jump clock, bad network, lose answers, disarm";
 
 /// Reads what happens, up to the end of the line.
 pub fn deed(words: &mut Words<'_>, known: &mut Known) -> Result<Event> {
@@ -50,6 +50,10 @@ fn fault(verb: &str, words: &mut Words<'_>, known: &Known) -> Result<Fault> {
         }
         "jump" => jump(words, known),
         "bad" => weather(words),
+        "lose" => {
+            words.must("answers")?;
+            host(words).map(|(node, for_ms)| Fault::LoseAnswers { node, for_ms })
+        }
         "disarm" => host(words).map(|(node, for_ms)| Fault::Disarm { node, for_ms }),
         other => Err(format!("`{other}` is nothing that can happen here; write one of: {DEEDS}")),
     }

@@ -129,6 +129,9 @@ impl fmt::Display for Fault {
             Self::RuntimeFull { node, for_ms } => {
                 write!(f, "fill runtime n{node}{}", lasting(*for_ms))
             }
+            Self::LoseAnswers { node, for_ms } => {
+                write!(f, "lose answers n{node}{}", lasting(*for_ms))
+            }
             Self::Disarm { node, for_ms } => write!(f, "disarm n{node}{}", lasting(*for_ms)),
             Self::Cut { from, to, both, for_ms } => {
                 let word = if *both { "from" } else { "to" };

@@ -287,6 +287,7 @@ fn lasts(fault: &Fault) -> u64 {
         | Fault::Weather { for_ms, .. }
         | Fault::StorageFull { for_ms }
         | Fault::StorageError { for_ms }
+        | Fault::LoseAnswers { for_ms, .. }
         | Fault::KillFencer { for_ms, .. }
         | Fault::Disarm { for_ms, .. }
         | Fault::RuntimeFull { for_ms, .. } => *for_ms,
