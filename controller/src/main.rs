@@ -8,6 +8,9 @@ use std::path::PathBuf;
 use bellwether_member::{JoinOptions, MemberRole, Ports};
 use clap::{Args, Parser, Subcommand};
 
+/// Raft says ten times a second that another controller does not answer; its status says so, too.
+const DEFAULT_LOG: &str = "info,openraft=warn,openraft::core::heartbeat=error";
+
 /// One of the replicated controllers of a Bellwether cluster.
 ///
 /// The first controller is made by `bell cluster init`; the others join it with a token. Three or
@@ -67,7 +70,7 @@ async fn main() -> anyhow::Result<()> {
     bellwether_pki::install_crypto_provider();
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(DEFAULT_LOG));
     let color = std::io::stderr().is_terminal();
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -30,7 +30,7 @@ pub struct View {
     pub phase: Phase,
     /// Why the guest ended or its memory failed; empty otherwise.
     pub reason: String,
-    /// Why the claim's watch holds the guest, while it does.
+    /// Why the guest is held for its claim, or waits for its locks, while it is.
     pub claim_fault: String,
     pub locked: bool,
     pub sealed: Option<Sealed>,
@@ -70,6 +70,8 @@ impl View {
             "superseded".into()
         } else if held(Hold::Lease) {
             "lease".into()
+        } else if held(Hold::Unlocked) {
+            self.claim_fault.clone()
         } else if held(Hold::Administrator) {
             "administrator".into()
         } else {

@@ -1,7 +1,7 @@
 //! The gate: one place that decides whether the guest runs and its disks work.
 //!
 //! ```text
-//! holds: not-started, administrator, lease, superseded, claim, io-error, save, ended
+//! holds: not-started, administrator, lease, superseded, claim, unlocked, io-error, save, ended
 //! open  <=>  no hold is set
 //!
 //!   vCPU thread:  enter (waits while closed) -> KVM_RUN ... -> kicked -> leave
@@ -37,6 +37,8 @@ pub enum Hold {
     Save = 1 << 6,
     /// The claim cannot be written, or shows a later runner.
     Claim = 1 << 7,
+    /// The locks were let go after the lease had run out.
+    Unlocked = 1 << 8,
 }
 
 /// What must hold at each disk submission; cheap, no system call but the clock.
@@ -173,6 +175,12 @@ impl Gate {
     /// Waits until no disk request is outstanding; false after `longest`.
     pub fn wait_disks_idle(&self, longest: Duration) -> bool {
         self.wait_until(longest, |inside| inside.disks == 0)
+    }
+
+    /// Whether no vCPU is in the guest and no disk request is outstanding.
+    pub fn is_still(&self) -> bool {
+        let inside = self.lock();
+        inside.vcpus == 0 && inside.disks == 0
     }
 
     /// Waits until a vCPU runs; returns when that was, CLOCK_BOOTTIME.

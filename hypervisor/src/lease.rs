@@ -8,7 +8,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -39,7 +39,14 @@ pub struct LeaseGuard {
     nudge: OwnedFd,
     /// Taken to change what the page says of the guest, and to let it go on.
     telling: Mutex<()>,
+    /// Tells the driver that the locks are to be let go, or taken back.
+    changed: Changed,
+    /// It has been told, and has not looked yet.
+    is_told: AtomicBool,
 }
+
+/// Wakes the owner of the locks.
+pub type Changed = Box<dyn Fn() + Send + Sync>;
 
 impl LeaseGuard {
     /// Starts the enforcement. Without a page only `Arbiter::Storage` and `Arbiter::None` make sense.
@@ -47,11 +54,14 @@ impl LeaseGuard {
         arbiter: Arbiter,
         page: Option<LeasePage>,
         gate: Arc<Gate>,
+        changed: Changed,
     ) -> io::Result<Arc<Self>> {
         let nudge = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let has_page = page.is_some();
         let epoch = AtomicU64::new(0);
-        let guard = Arc::new(Self { arbiter, page, epoch, gate, nudge, telling: Mutex::new(()) });
+        let (telling, is_told) = (Mutex::default(), AtomicBool::new(false));
+        let guard = Self { arbiter, page, epoch, gate, nudge, telling, changed, is_told };
+        let guard = Arc::new(guard);
         if has_page {
             let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC)?;
             let (watcher, permit) = (Arc::clone(&guard), Arc::clone(&guard));
@@ -66,6 +76,17 @@ impl LeaseGuard {
         self.epoch.store(epoch, Ordering::SeqCst);
         self.enforce();
         self.wake();
+    }
+
+    /// The owner of the locks looks at the lease now; what changes later is told anew.
+    pub fn heard(&self) {
+        self.is_told.store(false, Ordering::SeqCst);
+    }
+
+    fn tell_owner(&self) {
+        if !self.is_told.swap(true, Ordering::SeqCst) {
+            (self.changed)();
+        }
     }
 
     /// The deadline that the page shows, or 0.
@@ -124,11 +145,11 @@ impl LeaseGuard {
     /// request outstanding, and neither begins again before this has been taken back.
     fn tell_if_stopped(&self) {
         let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
-        let stopped = self.gate.is_held(Hold::Lease)
-            && self.gate.wait_vcpus_out(Duration::ZERO)
-            && self.gate.wait_disks_idle(Duration::ZERO);
-        if stopped {
+        if self.gate.is_held(Hold::Lease) && self.gate.is_still() {
             self.tell(true);
+            if !self.gate.is_held(Hold::NotStarted) && !self.gate.is_held(Hold::Unlocked) {
+                self.tell_owner();
+            }
         }
     }
 
@@ -153,6 +174,12 @@ impl LeaseGuard {
                 self.tell_if_stopped();
             }
             let wake_at = match verdict {
+                Verdict::Valid { until_ns: Some(deadline) }
+                    if self.gate.is_held(Hold::Unlocked) =>
+                {
+                    self.tell_owner();
+                    deadline.min(clock::boottime_ns() + EPOCH_POLL.as_nanos() as u64)
+                }
                 Verdict::Valid { until_ns: Some(deadline) } => deadline,
                 Verdict::Valid { until_ns: None } => {
                     clock::boottime_ns() + EPOCH_POLL.as_nanos() as u64

@@ -54,6 +54,18 @@ pub struct Claimant {
     pub nonce: u64,
 }
 
+impl Claimant {
+    fn record(&self, epoch: u64) -> ClaimRecord {
+        ClaimRecord {
+            vm_id: self.vm_id,
+            epoch: Epoch(epoch),
+            node: self.node_id,
+            boot_id: self.boot_id,
+            nonce: self.nonce,
+        }
+    }
+}
+
 /// What waiting for locks and watching over them needs of the VMM.
 #[derive(Clone, Copy)]
 pub struct Host<'a> {
@@ -62,7 +74,7 @@ pub struct Host<'a> {
     pub board: &'a Arc<Board>,
 }
 
-/// The locks, held until this is dropped or the process ends.
+/// The locks, held until this is dropped or the process ends. Drop it only when the guest stands still.
 pub struct Locks {
     epoch: u64,
     nonce: u64,
@@ -79,15 +91,9 @@ impl Locks {
         wait: Duration,
         host: Host<'_>,
     ) -> Result<Self, LockError> {
-        let Host { cancel, board } = host;
+        let cancel = host.cancel;
         let deadline = Instant::now() + wait;
-        let record = ClaimRecord {
-            vm_id: claimant.vm_id,
-            epoch: Epoch(epoch),
-            node: claimant.node_id,
-            boot_id: claimant.boot_id,
-            nonce: claimant.nonce,
-        };
+        let record = claimant.record(epoch);
         let claim = claimant.claim_path.as_ref().map(|path| {
             in_slices(deadline, cancel, |until| Ok(Claim::acquire_within(path, record, until)?))
         });
@@ -100,8 +106,38 @@ impl Locks {
             })
         };
         let disks = machine.disks.iter().map(lock).collect::<Result<_, LockError>>()?;
+        Self::watched(claimant, epoch, claim, disks, machine, host)
+    }
+
+    /// Takes back the locks of `epoch` that were let go, at once or not at all: only if nobody has
+    /// claimed the VM in between.
+    pub fn retake(
+        claimant: &Claimant,
+        epoch: u64,
+        machine: &Machine,
+        host: Host<'_>,
+    ) -> Result<Self, LockError> {
+        let record = claimant.record(epoch);
+        let claim = claimant.claim_path.as_ref().map(|path| Claim::retake(path, record));
+        let claim = claim.transpose()?;
+        let lock = |unit: &DiskUnit| {
+            let disk = unit.block.disk();
+            DiskLock::acquire(disk.file(), disk.path(), disk.is_read_only())
+        };
+        let disks = machine.disks.iter().map(lock).collect::<Result<_, DiskLockError>>()?;
+        Self::watched(claimant, epoch, claim, disks, machine, host)
+    }
+
+    fn watched(
+        claimant: &Claimant,
+        epoch: u64,
+        claim: Option<Claim>,
+        disks: Vec<DiskLock>,
+        machine: &Machine,
+        host: Host<'_>,
+    ) -> Result<Self, LockError> {
         let watch =
-            |claim| WatchedClaim::start(claim, Arc::clone(&machine.gate), Arc::clone(board));
+            |claim| WatchedClaim::start(claim, Arc::clone(&machine.gate), Arc::clone(host.board));
         let claim = claim.map(watch).transpose().map_err(LockError::Watch)?;
         Ok(Self { epoch, nonce: claimant.nonce, claim, _disks: disks })
     }

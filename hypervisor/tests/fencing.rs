@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bellwether_lease::LeasePage;
 use bellwether_proto::v1::{LockRequest, PauseRequest, ResumeRequest};
@@ -149,13 +149,32 @@ async fn read_only_disks_are_shared_by_readers() {
 /// A guest under the lease arbiter, with the page that grants it.
 async fn leased(directory: &std::path::Path, epoch: u64, lease_ms: u64) -> (Vmm, LeasePage) {
     let page = LeasePage::create(&directory.join("lease")).unwrap();
-    let disk = disk(directory, "disk.raw", 8 * MIB);
+    page.grant(epoch, boottime_ns() + lease_ms * MS).unwrap();
+    let vmm = Vmm::running(directory, &leased_config(directory, &page), epoch).await;
+    (vmm, page)
+}
+
+/// With a claim and a disk.
+fn leased_config(directory: &std::path::Path, page: &LeasePage) -> Config {
+    let disk = directory.join("disk.raw");
+    if !disk.exists() {
+        common::disk(directory, "disk.raw", 8 * MIB);
+    }
     let mut config = Config::new().with_disk(&disk);
+    config.request.vm_id = uuid::Uuid::from_u128(7).to_string();
+    config.request.claim_path = directory.join("vm.claim").display().to_string();
     config.request.arbiter = "lease".into();
     config.request.lease_path = page.path().display().to_string();
-    page.grant(epoch, boottime_ns() + lease_ms * MS).unwrap();
-    let vmm = Vmm::running(directory, &config, epoch).await;
-    (vmm, page)
+    config
+}
+
+/// A status in which the VMM says whether it holds its locks.
+async fn wait_locked(vmm: &mut Vmm, locked: bool) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while vmm.status().await.locked != locked {
+        assert!(Instant::now() < until, "the locks are not {locked} for ten seconds");
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
@@ -180,6 +199,71 @@ async fn a_lease_that_ends_pauses_and_one_that_returns_resumes() {
     vmm.wait_state("running", "").await;
     console.number("tick").await;
     console.number("journal").await;
+}
+
+#[tokio::test]
+async fn who_stands_still_lets_go_and_takes_back_what_nobody_wanted() {
+    let directory = tempdir().unwrap();
+    let (mut vmm, page) = leased(directory.path(), 4, 1000).await;
+    let mut console = vmm.console().await;
+    console.wait_for("journal 1").await;
+    vmm.wait_state("paused", "lease").await;
+    wait_locked(&mut vmm, false).await;
+    let claim = directory.path().join("vm.claim");
+    assert!(!bellwether_claim::Claim::peek(&claim).unwrap().held);
+    // Twice: what was taken back is watched over and let go as before.
+    for length_ms in [1000, 60_000] {
+        page.grant(4, boottime_ns() + length_ms * MS).unwrap();
+        wait_locked(&mut vmm, true).await;
+        console.number("journal").await;
+        if length_ms == 1000 {
+            wait_locked(&mut vmm, false).await;
+        }
+    }
+    vmm.wait_state("running", "").await;
+    assert!(bellwether_claim::Claim::peek(&claim).unwrap().held);
+}
+
+#[tokio::test]
+async fn a_successor_finds_the_locks_free_and_keeps_them() {
+    let directory = tempdir().unwrap();
+    let (mut old, page) = leased(directory.path(), 4, 1000).await;
+    let mut console = old.console().await;
+    console.wait_for("journal 1").await;
+    wait_locked(&mut old, false).await;
+    let theirs = tempdir().unwrap();
+    let their_page = LeasePage::create(&theirs.path().join("lease")).unwrap();
+    their_page.grant(5, boottime_ns() + 60_000 * MS).unwrap();
+    let config = leased_config(directory.path(), &their_page);
+    let mut new = Vmm::running(theirs.path(), &config, 5).await;
+    let found = new.console().await.wait_for("disk sectors=").await;
+    assert!(found.contains("bad=0"), "{found}");
+    // A grant that is out of date lets nobody in who has been succeeded, not even when the
+    // successor is gone.
+    page.grant(4, boottime_ns() + 60_000 * MS).unwrap();
+    let refused = old.wait_state("paused", "claim-lost").await;
+    assert!(refused.reason.contains("held by"), "{}", refused.reason);
+    new.kill();
+    let until = Instant::now() + Duration::from_secs(10);
+    while !old.status().await.reason.contains("was succeeded by") {
+        assert!(Instant::now() < until, "{}", old.status().await.reason);
+        tokio::task::yield_now().await;
+    }
+    assert_refused(old.save(directory.path(), 1).await, Code::Aborted, &["claim"]);
+    while !console.is_silent_for(Duration::from_millis(500)).await {}
+    assert!(!old.status().await.locked);
+    assert!(old.stop().await.success());
+}
+
+#[tokio::test]
+async fn a_guest_without_a_lease_is_saved_under_its_locks() {
+    let directory = tempdir().unwrap();
+    let (mut vmm, _page) = leased(directory.path(), 4, 1000).await;
+    vmm.console().await.wait_for("journal 1").await;
+    wait_locked(&mut vmm, false).await;
+    vmm.save(directory.path(), 1).await.unwrap();
+    assert_eq!(vmm.status().await.state, "sealed");
+    assert!(vmm.status().await.locked, "who has the file has the claim");
 }
 
 #[tokio::test]

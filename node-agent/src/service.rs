@@ -1,6 +1,7 @@
 //! The Agent service: from the wire to the owners and back. See `agent.proto`.
 
 mod pre_copy;
+mod trial;
 
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -244,6 +245,20 @@ impl Agent for AgentService {
             }
             other => Err(unexpected(&other)),
         }
+    }
+
+    type HoldTrialStream = Pin<Box<dyn Stream<Item = Result<v1::TrialHeld, Status>> + Send>>;
+
+    async fn hold_trial(
+        &self,
+        request: Request<v1::TrialRequest>,
+    ) -> Answered<Self::HoldTrialStream> {
+        let held = trial::hold(request.into_inner(), self.registry.cluster()).await?;
+        Ok(Response::new(Box::pin(held)))
+    }
+
+    async fn look_at_trial(&self, request: Request<v1::TrialRequest>) -> Answered<v1::TrialSight> {
+        trial::look(request.into_inner(), self.registry.cluster()).await.map(Response::new)
     }
 
     type ConsoleStream = Pin<Box<dyn Stream<Item = Result<v1::ConsoleDown, Status>> + Send>>;

@@ -91,7 +91,7 @@ pub fn mutate(arguments: &[&str]) -> Result<()> {
         bail!("there is no mutation `{unknown}`; see `cargo xtask mutate-sim --list`");
     }
     let chosen = all.into_iter().filter(|it| names.is_empty() || names.contains(&&*it.name));
-    let chosen: Vec<Mutation> = chosen.collect();
+    let mut chosen: Vec<Mutation> = chosen.collect();
     if flags.contains(&"--list") {
         chosen
             .iter()
@@ -102,7 +102,10 @@ pub fn mutate(arguments: &[&str]) -> Result<()> {
     for mutation in &chosen {
         mutation.apply(&read(&root().join(&mutation.file))?)?;
     }
-    let results = hunt(&chosen)?;
+    // Those of one crate one after the other: what the last one touched has to be built once more.
+    chosen.sort_by(|one, other| (&one.file, &one.name).cmp(&(&other.file, &other.name)));
+    let mut results = hunt(&chosen)?;
+    results.sort_by(|one, other| one.name.cmp(&other.name));
     report(&results, flags.contains(&"--json"))
 }
 
@@ -173,6 +176,8 @@ fn report(results: &[Found], as_json: bool) -> Result<()> {
             let seed = it.caught.as_ref().map_or("-".to_owned(), |(seed, _)| seed.to_string());
             println!("{:<34} seed {seed:>5} of {:>5}  {} s", it.name, it.budget, it.seconds);
         }
+        let seconds: u64 = results.iter().map(|it| it.seconds).sum();
+        println!("{} mutations, {} min {} s", results.len(), seconds / 60, seconds % 60);
     }
     match missed.is_empty() {
         true => Ok(()),

@@ -39,6 +39,13 @@ pub enum ClusterCommand {
     #[command(after_help = "Examples:\n  bell cluster set --reserve-nodes 1\n  \
         bell cluster set --quarantine-after 3 --quarantine-window 1h --quarantine-time 1h")]
     Set(ClusterSet),
+    /// Try what a failover relies on: storage, locks, clocks, watchdogs, power switches
+    ///
+    /// Each node writes a file on the shared storage and holds its lock while another one looks: a copy
+    /// of the storage, or a mount whose locks stay on its host, is found out. Power switches are asked
+    /// for their status. No VM is touched. Ends with 1 if something failed.
+    #[command(after_help = "Example:\n  bell cluster validate")]
+    Validate,
     /// Show the controllers, who leads, and how many nodes and VMs are up
     #[command(after_help = "Example:\n  bell cluster status")]
     Status,

@@ -11,13 +11,14 @@ use crate::args::{ClusterCommand, ClusterSet, InitArgs, JoinRole};
 use crate::client::Cluster;
 use crate::contexts::{Context, ContextFile};
 use crate::exit::{Exit, Failure, Subject};
-use crate::output::{ToJson, cluster_status as status_sheet, coarse, now_ms};
+use crate::output::{ToJson, cluster_status as status_sheet, coarse, finding_line, now_ms};
 
 pub async fn run(session: &Session<'_>, command: ClusterCommand) -> Result<(), Failure> {
     match command {
         ClusterCommand::Init(args) => init(session, args),
         ClusterCommand::JoinToken { role, ttl } => join_token(session, role, ttl).await,
         ClusterCommand::Set(args) => set(session, &args).await,
+        ClusterCommand::Validate => validate(session).await,
         ClusterCommand::Status => status(session).await,
     }
 }
@@ -182,6 +183,32 @@ async fn set(session: &Session<'_>, args: &ClusterSet) -> Result<(), Failure> {
         })
         .await?;
     session.output.result(&status.to_json(), || status_sheet(&status))
+}
+
+/// A line as soon as something has been tried; the whole as one JSON object.
+async fn validate(session: &Session<'_>) -> Result<(), Failure> {
+    let deed = "validate the cluster";
+    let mut stream = session
+        .cluster()?
+        .ask(deed, &Subject::Cluster, async |mut client| {
+            client.validate_cluster(v1::ValidateClusterRequest {}).await
+        })
+        .await?;
+    let broken = |status| Failure::from_status(deed, &Subject::Cluster, &status);
+    let mut findings = Vec::new();
+    while let Some(finding) = stream.message().await.map_err(broken)? {
+        if !session.output.is_json() {
+            session.output.line(&finding_line(&finding))?;
+        }
+        findings.push(finding);
+    }
+    let bad = findings.iter().filter(|finding| finding.verdict == "failed").count();
+    let all: Vec<_> = findings.iter().map(ToJson::to_json).collect();
+    session.output.result(&json!({ "ok": bad == 0, "findings": all }), String::new)?;
+    match bad {
+        0 => Ok(()),
+        _ => Err(Failure::new(Exit::Refused, format!("{bad} of {} checks failed", findings.len()))),
+    }
 }
 
 async fn status(session: &Session<'_>) -> Result<(), Failure> {

@@ -252,6 +252,13 @@ impl ToJson for v1::TaskLine {
     }
 }
 
+impl ToJson for v1::Finding {
+    fn to_json(&self) -> Value {
+        let Self { node, check, verdict, text } = self;
+        json!({ "node": node, "check": check, "verdict": verdict, "text": text })
+    }
+}
+
 impl ToJson for v1::Event {
     fn to_json(&self) -> Value {
         let Self { seq, at_ms, level, vm, node, task, text } = self;

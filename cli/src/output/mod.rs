@@ -16,8 +16,8 @@ use serde_json::Value;
 pub use json::ToJson;
 pub use progress::Progress;
 pub use table::{
-    Table, cluster_status, contexts, event_line, migration, node, nodes, pre_copied, task, tasks,
-    vm, vms,
+    Table, cluster_status, contexts, event_line, finding_line, migration, node, nodes, pre_copied,
+    task, tasks, vm, vms,
 };
 pub use time::{coarse, now_ms};
 pub use why::{forecast, task_explanation, vm_explanation};

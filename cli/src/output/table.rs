@@ -440,6 +440,13 @@ pub fn event_line(event: &v1::Event) -> String {
     format!("{:>5}  {}  {:5}  {about}{}", event.seq, local(event.at_ms), event.level, event.text)
 }
 
+/// One thing that `bell cluster validate` has tried.
+pub fn finding_line(finding: &v1::Finding) -> String {
+    let v1::Finding { node, check, verdict, text } = finding;
+    let verdict = if verdict == "failed" { "FAILED" } else { verdict };
+    format!("{verdict:6}  {node:10}  {check:8}  {text}")
+}
+
 pub fn contexts(all: &Contexts) -> Table {
     let mut table = Table::new(&["CURRENT", "NAME", "ENDPOINTS", "IDENTITY"]);
     for (name, context) in &all.contexts {

@@ -23,6 +23,29 @@ fn tables_and_json_go_to_standard_output_alone() {
 }
 
 #[test]
+fn a_validation_shows_each_check_and_fails_with_one_of_them() {
+    let (lab, _) = Lab::with(Conduct::Serve);
+    let told = lab.bell("cluster validate");
+    assert_eq!(told.code, 1, "{told:?}");
+    let lines: Vec<_> = told.stdout.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "ok      n1          storage   storage was tried",
+            "off     n1          watchdog  watchdog was tried",
+            "FAILED  n1          power     power was tried",
+        ]
+    );
+    assert!(told.stderr.contains("1 of 3 checks failed"), "{}", told.stderr);
+    let json = lab.bell("cluster validate -o json");
+    assert_eq!(json.code, 1);
+    assert_eq!(
+        (&json.json()["ok"], &json.json()["findings"][2]["verdict"]),
+        (&false.into(), &"failed".into())
+    );
+}
+
+#[test]
 fn a_verb_waits_shows_the_steps_and_says_what_it_cost() {
     let (lab, calls) = Lab::with(Conduct::Serve);
     let moved = lab.bell("vm migrate web-1");

@@ -53,8 +53,51 @@ impl PowerSwitch {
     }
 }
 
+/// What a fence agent answered, without an error, on the way to the proof.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SwitchAnswer {
+    /// It says that it has switched the host off.
+    Off,
+    /// The word of its `status`.
+    Status { is_on: bool },
+}
+
+/// What follows such an answer. After an error nothing does: there is no proof.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SwitchStep {
+    AskStatus,
+    /// The same after a pause: hosts take their time to go off.
+    AskAgain,
+    Proven,
+    /// It said that it switched the host off, and goes on saying that it is on.
+    StillOn,
+}
+
+/// The way from an `off` that succeeded to the proof: only a `status` behind it gives one. `after_ms`
+/// is the time since the `off`, and `confirm_ms` how long the host may be said to be on.
+pub fn switch_step(answer: SwitchAnswer, after_ms: u64, confirm_ms: u64) -> SwitchStep {
+    match answer {
+        SwitchAnswer::Off => SwitchStep::AskStatus,
+        SwitchAnswer::Status { is_on: false } => SwitchStep::Proven,
+        SwitchAnswer::Status { is_on: true } if after_ms < confirm_ms => SwitchStep::AskAgain,
+        SwitchAnswer::Status { is_on: true } => SwitchStep::StillOn,
+    }
+}
+
 /// The hosts that are to be switched off now, with the boot that a VM waits for.
 pub fn to_switch_off(state: &State, observed: &Observed, now: u64) -> BTreeSet<(NodeId, BootId)> {
+    let can = |(id, _): &(NodeId, BootId)| {
+        observed.switches.get(id).is_some_and(|switch| switch.is_due(now))
+    };
+    awaited(state).into_iter().filter(can).collect()
+}
+
+/// Whether a VM waits for this boot of a silent host to end.
+pub fn is_awaited(state: &State, node: NodeId, boot_id: BootId) -> bool {
+    awaited(state).contains(&(node, boot_id))
+}
+
+fn awaited(state: &State) -> BTreeSet<(NodeId, BootId)> {
     let waits = |task: &crate::Task| {
         let vm = state.vms.get(&task.vm).filter(|vm| vm.arbiter() == Arbiter::Lease)?;
         match &vm.place {
@@ -67,8 +110,5 @@ pub fn to_switch_off(state: &State, observed: &Observed, now: u64) -> BTreeSet<(
             node.boot_id == Some(*boot) && matches!(node.liveness, Liveness::Unknown { .. })
         })
     };
-    let can = |(id, _): &(NodeId, BootId)| {
-        observed.switches.get(id).is_some_and(|switch| switch.is_due(now))
-    };
-    state.active_tasks().filter_map(waits).filter(is_silent).filter(can).collect()
+    state.active_tasks().filter_map(waits).filter(is_silent).collect()
 }

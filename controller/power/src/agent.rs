@@ -12,6 +12,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use bellwether_core::power::{SwitchAnswer, SwitchStep, switch_step};
 use rustix::event::{Timespec, poll};
 
 use crate::config::SwitchConfig;
@@ -106,17 +107,21 @@ impl Switch {
         let finished = self.run("off", self.config.off_timeout())?;
         done(finished.ended).map_err(|source| self.failed("off", source, &finished))?;
         let off = started.elapsed();
+        let mut answer = SwitchAnswer::Off;
         loop {
-            if self.status()? == PowerState::Off {
-                let (agent, confirmed) = (self.agent.clone(), started.elapsed());
-                return Ok(PowerProof { agent, off, confirmed });
+            let (agent, after) = (self.agent.clone(), started.elapsed() - off);
+            match switch_step(answer, millis(after), millis(self.config.confirm())) {
+                SwitchStep::Proven => {
+                    return Ok(PowerProof { agent, off, confirmed: started.elapsed() });
+                }
+                SwitchStep::StillOn => return Err(PowerError::StillOn { agent, after }),
+                SwitchStep::AskStatus => {}
+                // There is nothing to wait for but another answer.
+                SwitchStep::AskAgain => {
+                    let _timed_out = poll(&mut [], Some(&STATUS_PAUSE));
+                }
             }
-            let after = started.elapsed() - off;
-            if after >= self.config.confirm() {
-                return Err(PowerError::StillOn { agent: self.agent.clone(), after });
-            }
-            // There is nothing to wait for but another answer.
-            let _timed_out = poll(&mut [], Some(&STATUS_PAUSE));
+            answer = SwitchAnswer::Status { is_on: self.status()? == PowerState::On };
         }
     }
 
@@ -138,6 +143,10 @@ impl Switch {
         let said = said.chars().take(SAID_MAX).collect();
         PowerError::Failed { agent: self.agent.clone(), action, source, said }
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Asks an agent what it is.

@@ -110,7 +110,10 @@ impl Leader {
         while self.still_leads() {
             states.mark_unchanged();
             reports.mark_unchanged();
-            self.start_what_is_needed().await;
+            if !self.start_what_is_needed().await {
+                self.regain().await;
+                continue;
+            }
             self.carry_on();
             self.strays.clear(&self.controller, self.leadership);
             self.switches.look();
@@ -138,15 +141,48 @@ impl Leader {
     }
 
     /// A task that has just begun gets its node from the next round, together with all others that
-    /// wait for one: their executors, each for itself, would all choose the same.
-    async fn start_what_is_needed(&mut self) {
-        if let Some(stood_still_ms) = self.attention.round(self.controller.clock.now_ms()) {
-            tracing::warn!(stood_still_ms, "this leader stood still");
-        }
+    /// wait for one: their executors, each for itself, would all choose the same. False when something
+    /// was not committed.
+    async fn start_what_is_needed(&mut self) -> bool {
+        self.come_round();
         for _ in 0..ROUNDS_MAX {
-            let changes = self.plan();
-            if changes.is_empty() || !self.commit_all(changes).await {
-                return;
+            let mut changes = self.plan();
+            if changes.iter().any(|change| matches!(change, Change::NodeUnknown { .. })) {
+                // Without a quorum no word of a node counts, so all of them seem silent. Proposed
+                // now, that would be committed when the quorum is back, and be wrong.
+                if self.controller.raft.confirm_leadership().await.is_err() {
+                    return false;
+                }
+                self.come_round();
+                changes = self.plan();
+            }
+            if changes.is_empty() {
+                return true;
+            }
+            if !self.commit_all(changes).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Notes that the leader attends. Whom it could not hear while it did not is not silent.
+    fn come_round(&mut self) {
+        if let Some(stood_still_ms) = self.attention.round(self.controller.clock.now_ms()) {
+            tracing::warn!(stood_still_ms, "this leader stood still, or had no quorum");
+        }
+    }
+
+    /// Waits until a quorum says that this controller leads. Without one nothing that it hears counts
+    /// and nothing that it plans is committed. Afterwards it has stood still, and counts silence anew.
+    async fn regain(&self) {
+        while self.still_leads() {
+            match self.controller.raft.confirm_leadership().await {
+                Ok(_) => return,
+                Err(error) => {
+                    tracing::debug!(%error, "no quorum");
+                    tokio::time::sleep(TICK).await;
+                }
             }
         }
     }

@@ -442,7 +442,7 @@ pub async fn set_paused(
     }
 }
 
-fn storage(state: &State) -> String {
+pub fn storage(state: &State) -> String {
     let cluster = state.cluster.as_ref();
     cluster.map(|cluster| cluster.storage.display().to_string()).unwrap_or_default()
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bellwether_core::command::Change;
-use bellwether_core::power::{PowerSwitch, to_switch_off};
+use bellwether_core::power::{PowerSwitch, is_awaited, to_switch_off};
 use bellwether_power::{PowerError, PowerState, Switch, SwitchConfig};
 use bellwether_types::{BootId, NodeId};
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
@@ -102,18 +102,38 @@ async fn meet(controller: &Controller, node: NodeId, found: Result<SwitchConfig,
         switch.is_switching || at.is_some_and(|at| now < at.saturating_add(TEST_MS))
     };
     if !known.as_ref().is_some_and(is_tested) {
-        let word = blocking(move || {
-            let (switch, _) = Switch::new(config)?;
-            Ok::<_, PowerError>(switch.status()? == PowerState::On)
-        });
-        said(controller, node, word.await.map_err(|error| error.to_string()));
+        said(controller, node, blocking(move || is_on(config)).await);
     }
+}
+
+/// Asks the switch of a node's host whether it is on, now; nothing if the node has none.
+pub async fn ask(
+    controller: &Controller,
+    node: NodeId,
+    name: &str,
+) -> Option<Result<bool, String>> {
+    let path = settings(&controller.power_dir, name);
+    let word = blocking(move || path.exists().then(|| load(&path).and_then(is_on))).await?;
+    said(controller, node, word.clone());
+    Some(word)
+}
+
+fn is_on(config: SwitchConfig) -> Result<bool, String> {
+    let asked = || {
+        let (switch, _) = Switch::new(config)?;
+        Ok::<_, PowerError>(switch.status()? == PowerState::On)
+    };
+    asked().map_err(|error| error.to_string())
 }
 
 /// The proof is proposed by the leader that asked for it. Should it lead no longer, the next one asks
 /// again: a host that is off can be switched off once more.
 async fn switch_off(controller: Arc<Controller>, node: NodeId, boot_id: BootId) {
     let name = controller.state().node_name(node);
+    if !still_asks(&controller, node, boot_id).await {
+        tracing::info!(node = name, "its host is not switched off: nothing asks for it any more");
+        return note(&controller, node, |switch| switch.is_switching = false);
+    }
     tracing::warn!(node = name, "switching its host off: a VM waits for that proof");
     let path = settings(&controller.power_dir, &name);
     let result = blocking(move || {
@@ -139,6 +159,13 @@ async fn switch_off(controller: Arc<Controller>, node: NodeId, boot_id: BootId) 
         }
     }
     note(&controller, node, |switch| switch.is_switching = false);
+}
+
+/// Whether the newest state asks for it, and this controller still leads. One that was cut off from the
+/// others takes itself for the leader, and a host that has long come back for silent.
+async fn still_asks(controller: &Controller, node: NodeId, boot_id: BootId) -> bool {
+    controller.raft.confirm_leadership().await.is_ok()
+        && is_awaited(&controller.state(), node, boot_id)
 }
 
 fn settings(directory: &Path, node: &str) -> PathBuf {

@@ -43,6 +43,12 @@ pub enum ClaimError {
     Io { operation: &'static str, path: PathBuf, source: io::Error },
 }
 
+impl ClaimError {
+    fn lost(path: &Path, stored: ClaimRecord, ours: ClaimRecord) -> Self {
+        Self::Lost { path: path.to_owned(), stored: Box::new(stored), ours: Box::new(ours) }
+    }
+}
+
 fn holder(by: &Option<ClaimRecord>) -> String {
     by.map_or_else(|| "an unknown runner".to_owned(), |record| record.to_string())
 }
@@ -99,6 +105,21 @@ impl Claim {
         retry::until(deadline, held, || Self::acquire(path, ours))
     }
 
+    /// Takes back, once and without waiting, a claim that its runner let go of while its guest stood
+    /// still: only if nobody was granted it in between. Otherwise it is lost, for good. When this
+    /// returns, the record has been written anew.
+    pub fn retake(path: &Path, ours: ClaimRecord) -> Result<Self, ClaimError> {
+        let gone = || io_error("opening", path)(io::ErrorKind::NotFound.into());
+        let file = lock_existing(path)?.ok_or_else(gone)?;
+        let (slot, slot_index) = read_current(path, &file)?;
+        if !slot.claimed || slot.record != ours {
+            return Err(ClaimError::lost(path, slot.record, ours));
+        }
+        let mut claim = Self { path: path.to_owned(), file, slot, slot_index };
+        claim.write(ours)?;
+        Ok(claim)
+    }
+
     /// Takes the claim on to a higher epoch without ever letting go, as a source does that claims
     /// its sealed VM back. After an error the claim is held still, with the record as it was or,
     /// if the storage failed, as it should be: raise it again or give up the VM.
@@ -151,11 +172,7 @@ impl Claim {
         let ours = self.slot.record;
         match !found.claimed || found.record == ours {
             true => Ok(()),
-            false => Err(ClaimError::Lost {
-                path: self.path.clone(),
-                stored: Box::new(found.record),
-                ours: Box::new(ours),
-            }),
+            false => Err(ClaimError::lost(&self.path, found.record, ours)),
         }
     }
 
@@ -218,12 +235,20 @@ impl Claim {
 /// Opens and locks the file that has this name now, making it if there is none.
 fn lock_file(path: &Path, ours: &ClaimRecord) -> Result<File, ClaimError> {
     for _ in 0..VANISHED_MAX {
+        match lock_existing(path)? {
+            Some(file) => return Ok(file),
+            None => create(path, ours)?,
+        }
+    }
+    Err(vanishing(path))
+}
+
+/// Opens and locks the file that has this name now; nothing if there is none.
+fn lock_existing(path: &Path) -> Result<Option<File>, ClaimError> {
+    for _ in 0..VANISHED_MAX {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                create(path, ours)?;
-                continue;
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io_error("opening", path)(error)),
         };
         if !ofd::try_lock(&file, Mode::Write).map_err(io_error("locking", path))? {
@@ -233,11 +258,14 @@ fn lock_file(path: &Path, ours: &ClaimRecord) -> Result<File, ClaimError> {
         }
         // The lock is worth something only if the next contender opens the same file.
         if still_named(path, &file).map_err(io_error("examination", path))? {
-            return Ok(file);
+            return Ok(Some(file));
         }
     }
-    let source = io::Error::other("it was removed again and again");
-    Err(io_error("opening", path)(source))
+    Err(vanishing(path))
+}
+
+fn vanishing(path: &Path) -> ClaimError {
+    io_error("opening", path)(io::Error::other("it was removed again and again"))
 }
 
 fn still_named(path: &Path, file: &File) -> io::Result<bool> {

@@ -50,6 +50,7 @@ mod mount;
 mod ofd;
 pub mod record;
 mod retry;
+pub mod trial;
 
 pub use claim::{Claim, ClaimError, ClaimView, claim_path};
 pub use disk::{DiskLock, DiskLockError};

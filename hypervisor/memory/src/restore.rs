@@ -32,7 +32,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bellwether_statefile::{ChunkFailure, StateFile};
 
@@ -52,6 +52,10 @@ pub enum UserfaultSource {
     Given(Userfaultfd),
     /// Load everything before the start.
     Never,
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 /// What a load reports: `Complete` once, `Failed` once for each try. `Failed` means that the VM must
@@ -212,16 +216,19 @@ impl LazyRestore {
         if file.header().regions != ram.regions() {
             return Err(RestoreError::OtherMemory { path: file.path().display().to_string() });
         }
+        let begun = Instant::now();
         let compared = ahead.compare(&file);
-        let missing_bytes = compared.missing_bytes();
-        tracing::info!(missing_bytes, "memory was loaded ahead");
+        let (missing_bytes, compare_us) = (compared.missing_bytes(), micros(begun));
         let of_ram = |error| RestoreError::Ram(Arc::new(error));
         if missing_bytes > options.at_once_bytes_max {
             compared.take_out_stale(&ram, &file).map_err(of_ram)?;
             return Self::begin(ram, file, options, |chunk| compared.is_there(chunk));
         }
         compared.take_out_zero(&ram, &file).map_err(of_ram)?;
+        let take_out_us = micros(begun);
         compared.load_missing(&ram, &file)?;
+        let read_us = micros(begun);
+        tracing::info!(missing_bytes, compare_us, take_out_us, read_us, "memory was loaded ahead");
         let LazyOptions { fill_threads, read_patience: patience, on_event, .. } = options;
         let how = How { bytes_per_s: None, patience, on_event };
         let loader = Loader::new(ram, file, Sink::Mapping, how, |_| true)

@@ -98,6 +98,8 @@ pub enum Command {
     Shutdown(Reply<()>),
     /// Answers with the reason, after the locks are released.
     Stop(Reply<String>),
+    /// The lease ran out and the guest is at rest, or it came back to a guest without locks.
+    LeaseChanged,
     Memory(LazyEvent),
     Ended(GuestEnd),
     /// SIGTERM or SIGINT.

@@ -6,6 +6,7 @@
 
 mod command;
 mod error;
+mod lapse;
 mod precopy;
 mod run;
 mod save;
@@ -43,6 +44,8 @@ pub struct Driver {
     lease: Option<Arc<LeaseGuard>>,
     claimant: Option<Claimant>,
     locks: Option<Locks>,
+    /// The epoch whose locks were let go when the lease ran out, until they are taken back.
+    unlocked: Option<u64>,
     /// The clock of a loaded machine, until it starts.
     loaded: Option<PlatformStateV1>,
     /// The file that memory comes from.
@@ -88,6 +91,7 @@ impl Driver {
             lease: None,
             claimant: None,
             locks: None,
+            unlocked: None,
             loaded: None,
             source: Source::default(),
             ahead: None,
@@ -133,6 +137,7 @@ impl Driver {
             }
             Command::PreCopyEnded => self.pre_copy_ended(),
             Command::Shutdown(reply) => reply.send(self.shutdown()),
+            Command::LeaseChanged => self.lease_changed(),
             Command::Memory(event) => self.memory_event(event),
             Command::Ended(end) => return Some(self.guest_ended(&end)),
             Command::Signal => return Some(self.stop("signal")),

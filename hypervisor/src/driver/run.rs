@@ -44,7 +44,11 @@ impl Driver {
         let spec = with_addresses(config.spec, config.vm_id);
         let machine = Arc::new(Machine::build(spec, &config.serial, caching, &on_end)?);
         let gate = Arc::clone(&machine.gate);
-        let lease = LeaseGuard::start(config.arbiter, page, gate)
+        let commands = self.commands.clone();
+        let changed = Box::new(move || {
+            let _driver_gone = commands.send(Command::LeaseChanged);
+        });
+        let lease = LeaseGuard::start(config.arbiter, page, gate, changed)
             .map_err(|source| VmmError::Host { what: "start the lease's thread", source })?;
         self.claimant = Some(Claimant {
             vm_id: config.vm_id,

@@ -30,6 +30,7 @@ impl Driver {
         if machine.gate.is_held(Hold::Superseded) || machine.gate.is_held(Hold::Claim) {
             return Err(VmmError::Superseded);
         }
+        self.take_back()?;
         self.wait_memory_whole()?;
         let identity = self.save_identity(generation)?;
         let saved = match self.take_warm(directory, generation)? {

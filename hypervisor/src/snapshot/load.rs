@@ -4,6 +4,7 @@
 //! interrupt routes in one call. The clock is set at the start, right before the guest runs.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bellwether_memory::{Ahead, AheadError, EventSink, LazyOptions, LazyRestore, RestoreError};
 use bellwether_statefile::{Expect, Sections, StateFile, StateFileError};
@@ -85,6 +86,7 @@ impl Machine {
         on_event: EventSink,
     ) -> Result<Loaded, LoadError> {
         let expect = Expect { vm_id: vm, epoch: file.epoch, generation: None, hash: file.hash };
+        let begun = Instant::now();
         let known = ahead.as_mut().map(Ahead::take_segments).unwrap_or_default();
         let mut file = StateFile::open_knowing(&file.path, &expect, known)?;
         let path = file.path().display().to_string();
@@ -93,12 +95,16 @@ impl Machine {
         self.check_processor(&state, &path)?;
         let options = LazyOptions { on_event: Some(on_event), ..Default::default() };
         self.set_devices(&state)?;
+        let checked_us = begun.elapsed().as_micros();
         let memory = Arc::new(self.load_memory(file, ahead.take(), options)?);
+        let memory_us = begun.elapsed().as_micros() - checked_us;
         for (mut vcpu, state) in self.vcpus.stopped().zip(&state.vcpus) {
             vcpu.restore(state, &self.vm.caps)?;
         }
         self.vm.restore_platform(&state.platform)?;
         self.vm.irq.commit()?;
+        let all_us = begun.elapsed().as_micros();
+        tracing::info!(checked_us, memory_us, all_us, "loaded");
         Ok(Loaded { memory, platform: state.platform })
     }
 

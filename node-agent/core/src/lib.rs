@@ -5,6 +5,7 @@
 //!
 //! - [`adoption`]: which of two incarnations a new agent keeps.
 //! - [`durability`]: what has to be on the disk before what.
+//! - [`fencing`]: what the fencer decides: when to pet the watchdog, and whom to kill.
 //! - [`machine`]: which orders about one VM are admitted, and what they do.
 //! - [`isolation`]: whether a node that hears no controller is alone with that.
 //! - [`lease`]: until when this node may run VMs.
@@ -14,6 +15,7 @@
 
 pub mod adoption;
 pub mod durability;
+pub mod fencing;
 pub mod incarnation;
 pub mod isolation;
 pub mod lease;

@@ -183,7 +183,7 @@ impl Fencer {
     pub fn step(&mut self) {
         let now = now_ns();
         let page = self.grants.view();
-        let grant = grant(page, now, self.pet_ns);
+        let grant = grant(page.map(|view| view.deadline_ns), now, self.pet_ns);
         // A fresh grant needs no look at the VMMs, and should not wait for one.
         let petted_before = grant == Grant::Fresh;
         if petted_before {
@@ -309,7 +309,7 @@ fn kill(found: &Found, seen: &mut Seen) {
     }
     seen.killed[seen.next % KILLED_MAX] = found.pid;
     seen.next = seen.next.wrapping_add(1);
-    let (pid, deadline_ns) = (found.pid, found.vmm.lease.map_or(0, |view| view.deadline_ns));
+    let (pid, deadline_ns) = (found.pid, found.vmm.deadline_ns.unwrap_or(0));
     match killed {
         Ok(()) => log(
             Level::Error,

@@ -13,7 +13,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`decide`] | **pure**: when to pet, whom to kill |
+//! | [`decide`] | **pure**, of the agent's core: when to pet, whom to kill |
 //! | [`record`] | **pure**: what the agent wrote about a VMM |
 //! | [`roster`] | reads the VMMs of this node |
 //! | [`victim`] | one VMM's process: identity first, then SIGKILL |
@@ -25,7 +25,6 @@
 pub mod cli;
 pub mod config;
 pub mod control;
-pub mod decide;
 pub mod device;
 pub mod facts;
 pub mod fencer;
@@ -34,3 +33,5 @@ pub mod record;
 pub mod roster;
 pub mod text;
 pub mod victim;
+
+pub use bellwether_agent_core::fencing as decide;

@@ -108,10 +108,10 @@ impl Reader<'_> {
             let whole =
                 matches!(self.read("lease", page), Ok(Some(bytes)) if bytes.len() == PAGE_BYTES);
             if let Some((lease, held)) = parse_lease(page).filter(|_| whole) {
-                return Vmm { lease: Some(lease), held };
+                return Vmm { deadline_ns: Some(lease.deadline_ns), held };
             }
         }
-        Vmm { lease: None, held: false }
+        Vmm { deadline_ns: None, held: false }
     }
 
     /// A file of this VMM; `None` if it is not there.

@@ -12,6 +12,7 @@ use crate::binaries::Binaries;
 use crate::clock::WallClock;
 use crate::net::{AGENT_PORT, API_PORT, JOIN_PORT, RAFT_PORT};
 use crate::process::{Daemon, NODE_ENV, ROOT_ENV, kill_all_of, processes_of};
+use crate::storage::mount_tmpfs;
 
 /// How long a program may take to join: it waits for one commit.
 const JOIN_TIME: Duration = Duration::from_secs(30);
@@ -55,6 +56,7 @@ impl Node {
         let (controller, agent) = (None, None);
         let node = Self { number, name, address, dir, setting, controller, agent, clock };
         node.new_boot_id()?;
+        node.make_runtime_dir()?;
         Ok(node)
     }
 
@@ -70,8 +72,18 @@ impl Node {
         self.dir.join("agent")
     }
 
+    /// The node's `/run`.
     pub fn runtime_dir(&self) -> PathBuf {
         self.dir.join("r")
+    }
+
+    /// In memory, as on a host. Without the right to mount it is on the disk with the rest, and an
+    /// agent's records wait for the disk's journal.
+    fn make_runtime_dir(&self) -> Result<()> {
+        let path = self.runtime_dir();
+        std::fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
+        let _on_the_disk = mount_tmpfs(&path, "mode=0700");
+        Ok(())
     }
 
     pub fn log(&self, program: &str) -> PathBuf {
@@ -229,16 +241,23 @@ impl Node {
         if !processes_of(&self.dir).is_empty() {
             bail!("{} is still running", self.name);
         }
-        match std::fs::remove_dir_all(self.runtime_dir()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).context("empty the runtime directory");
-            }
-            _ => {}
-        }
+        empty(&self.runtime_dir()).context("empty the runtime directory")?;
         self.new_boot_id()?;
         self.start_controller()?;
         self.start_agent()
     }
+}
+
+/// Removes what is in a directory, and not the directory: something may be mounted on it.
+fn empty(dir: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => std::fs::remove_dir_all(entry.path())?,
+            false => std::fs::remove_file(entry.path())?,
+        }
+    }
+    Ok(())
 }
 
 /// Runs the `join` of a controller or an agent.

@@ -28,17 +28,10 @@ impl Storage {
         std::fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
         let mut storage = Self { path, mounted: false, outside };
         if let StorageKind::Tmpfs { mib } = kind {
-            storage.mount_tmpfs(*mib)?;
+            mount_tmpfs(&storage.path, &format!("size={mib}m"))?;
+            storage.mounted = true;
         }
         Ok(storage)
-    }
-
-    fn mount_tmpfs(&mut self, mib: u64) -> Result<()> {
-        let options = std::ffi::CString::new(format!("size={mib}m"))?;
-        mount("bellwether-test", &self.path, "tmpfs", MountFlags::empty(), options.as_c_str())
-            .with_context(|| format!("mount a tmpfs on {}", self.path.display()))?;
-        self.mounted = true;
-        Ok(())
     }
 
     pub fn path(&self) -> &Path {
@@ -56,6 +49,13 @@ impl Storage {
         let _ = std::fs::remove_dir_all(&dir);
         can
     }
+}
+
+/// Mounts a file system in memory on a directory. Whoever removes the cluster's directory unmounts it.
+pub fn mount_tmpfs(path: &Path, options: &str) -> Result<()> {
+    let options = std::ffi::CString::new(options)?;
+    mount("bellwether-test", path, "tmpfs", MountFlags::empty(), options.as_c_str())
+        .with_context(|| format!("mount a tmpfs on {}", path.display()))
 }
 
 impl Drop for Storage {

@@ -4,8 +4,8 @@ use bellwether_core::command::Change;
 use bellwether_core::state::{Member, Node};
 use bellwether_core::{Outcome, Place, TaskKind, Vm};
 use bellwether_types::{
-    ClusterId, ClusterPatch, DiskFormat, DiskSpec, MemberRole, NodeId, Ports, RestartPolicy, VmId,
-    VmRules, VmSpec,
+    Arbiter, ClusterId, ClusterPatch, DiskFormat, DiskSpec, MemberRole, NodeId, Ports,
+    RestartPolicy, VmId, VmRules, VmSpec,
 };
 
 use crate::kernel::{HostId, MS, Nanos, SECOND};
@@ -148,9 +148,6 @@ async fn insist(world: &Shared, change: Change) {
 
 async fn create(world: &Shared, setup: &VmSetup) -> Told {
     let id = VmId::from_uuid(world.chance.borrow_mut().uuid());
-    if setup.lease_arbiter {
-        world.leased.borrow_mut().insert(id);
-    }
     let patch = setup.rules.patch(|name| world.find_vm(name));
     let spec = VmSpec {
         name: setup.name.clone(),
@@ -171,7 +168,11 @@ async fn create(world: &Shared, setup: &VmSetup) -> Told {
     };
     let mut rules = VmRules::default();
     rules.change(patch);
-    let created = ask(world, ApiCall::Change(Change::DefineVm { id, spec, rules })).await;
+    let change = match setup.lease_arbiter {
+        true => Change::DefineVmUnder { id, spec, rules, arbiter: Arbiter::Lease },
+        false => Change::DefineVm { id, spec, rules },
+    };
+    let created = ask(world, ApiCall::Change(change)).await;
     if setup.start && matches!(created, Told::Done(_)) {
         return ask(
             world,

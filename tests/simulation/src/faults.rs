@@ -8,7 +8,7 @@ use crate::kernel::{HostId, MS, ProcId};
 use crate::net::Weather;
 use crate::scenario::Fault;
 use crate::world::Shared;
-use crate::{agent, controller, vmm};
+use crate::{agent, controller, fencer, vmm};
 
 /// Lets a fault happen now, and end after its time.
 pub fn inject(world: &Shared, fault: &Fault) {
@@ -52,6 +52,14 @@ pub fn inject(world: &Shared, fault: &Fault) {
             later(world, for_ms, move |world| {
                 world.runtime(NodeId(node), |runtime| runtime.full = false);
             });
+        }
+        Fault::KillFencer { node, for_ms } => {
+            fencer::kill(world, NodeId(node));
+            later(world, for_ms, move |world| start_fencer(world, node));
+        }
+        Fault::Disarm { node, for_ms } => {
+            fencer::disarm(world, NodeId(node));
+            later(world, for_ms, move |world| start_fencer(world, node));
         }
         Fault::Clock { node, jump_ms } => {
             world.kernel.change_host(HostId(node), |host| host.wall_ahead_ms += jump_ms);
@@ -114,6 +122,7 @@ fn later(world: &Shared, for_ms: u64, undo: impl FnOnce(&Shared) + 'static) {
 /// Everything is well again.
 pub fn heal(world: &Shared) {
     world.say("heal", "all faults end");
+    world.healed.set(true);
     world.net.mend_all();
     world.storage.server(|server| (server.full, server.failing) = (false, false));
     for node in 1..=world.cluster.nodes.max(world.cluster.controllers) {
@@ -129,10 +138,11 @@ pub fn heal(world: &Shared) {
         power_on(world, node);
         start_controller(world, node);
         start_agent(world, node);
+        start_fencer(world, node);
     }
 }
 
-fn power_off(world: &Shared, node: u64) {
+pub fn power_off(world: &Shared, node: u64) {
     let host = HostId(node);
     if !world.kernel.is_up(host) {
         return;
@@ -142,6 +152,8 @@ fn power_off(world: &Shared, node: u64) {
     });
     controller::kill(world, node);
     agent::kill(world, NodeId(node));
+    fencer::kill(world, NodeId(node));
+    world.watchdogs.borrow_mut().remove(&NodeId(node));
     let vmms = world.kernel.processes_on(host);
     for process in &vmms {
         world.kernel.end_process(*process);
@@ -150,8 +162,9 @@ fn power_off(world: &Shared, node: u64) {
     world.storage.power_lost(host, &vmms);
 }
 
-fn power_on(world: &Shared, node: u64) {
+pub fn power_on(world: &Shared, node: u64) {
     let host = HostId(node);
+    world.switched_off.borrow_mut().remove(&NodeId(node));
     if world.kernel.is_up(host) {
         return;
     }
@@ -165,6 +178,14 @@ fn power_on(world: &Shared, node: u64) {
     world.storage.mount(host, boot_id);
     start_controller(world, node);
     start_agent(world, node);
+    start_fencer(world, node);
+}
+
+fn start_fencer(world: &Shared, node: u64) {
+    let there = world.fencers.borrow().get(&NodeId(node)).is_some_and(|it| world.kernel.lives(*it));
+    if node <= world.cluster.nodes && world.kernel.is_up(HostId(node)) && !there {
+        fencer::start(world, NodeId(node));
+    }
 }
 
 fn start_agent(world: &Shared, node: u64) {

@@ -1,7 +1,7 @@
 //! Years of failures on the real decision code, under one seed.
 //!
 //! One thread runs a whole cluster on virtual time: controllers, agents, VMMs with guests, the
-//! network, the storage, power switches. What decides is the product's own code: `bellwether-core`
+//! network, the storage, fencers, watchdogs, power switches. What decides is the product's own code: `bellwether-core`
 //! (state, sagas, planner, reconciler, what a leader makes of messages and answers),
 //! `bellwether-agent-core` (admission, floors, terms, leases, what is told), `bellwether-claim` (the
 //! record in the claim) and `bellwether-lease` (what a page means). What carries it, in the product
@@ -39,6 +39,7 @@ mod agent;
 mod controller;
 pub mod coverage;
 mod faults;
+mod fencer;
 mod kernel;
 mod linear;
 mod narrate;
@@ -61,6 +62,7 @@ mod world;
 pub use coverage::Coverage;
 pub use run::{Line, Run, Verdict, run};
 pub use scenario::{
-    Cluster, Event, Fault, NodeSize, Opening, Request, Rules, Scenario, Timed, VmSetup,
+    Cluster, Equipment, Event, Fault, NodeSize, Opening, PowerSwitch, Request, Rules, Scenario,
+    Timed, VmSetup, Watchdog,
 };
 pub use storage::StorageKind;

@@ -82,8 +82,12 @@ pub fn name(event: &StepEvent) -> &'static str {
 
 fn count(world: &World, after: &State, change: &Change) {
     match change {
-        Change::Advance { event, task, .. } => {
+        Change::Advance { event, task, step_no } => {
             world.hit("event", name(event));
+            // One that moved its task on has raised the number.
+            if after.tasks.get(task).is_some_and(|task| task.step_no != step_no + 1) {
+                world.hit("event", "late");
+            }
             if let Some(task) = after.tasks.get(task) {
                 world.hit("step", task.step.name());
                 if let Some(proof) = &task.proof {

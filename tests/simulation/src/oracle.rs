@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bellwether_claim::record;
 use bellwether_core::command::Change;
-use bellwether_core::{Desired, Outcome, Place, State, StepEvent, Vm};
+use bellwether_core::fence::Promise;
+use bellwether_core::{Attempt, Desired, Outcome, Place, State, Step, StepEvent, Vm};
 use bellwether_types::{BootId, Epoch, FenceProof, NodeId, VmId};
 
-use crate::kernel::{Kernel, Nanos, ProcId, SECOND};
+use crate::kernel::{HostId, Kernel, MS, Nanos, ProcId, SECOND};
 use crate::linear::{Checked, Order};
 use crate::raft::Applied;
 use crate::storage::{DiskRecord, Storage};
@@ -19,6 +20,9 @@ use crate::wire::{claim_path, disk_path};
 /// A pulse counts for 15 s by the clock of the node that sees it, which looks every second and gives
 /// the storage five.
 const SIGN_MAX: Nanos = 22 * SECOND;
+
+/// How long a write may be under way that a host has sent: `net_ms` of the proofs by waiting.
+pub const NET_MAX: Nanos = 500 * MS;
 
 /// What is true of one VMM.
 #[derive(Clone, Debug)]
@@ -29,8 +33,12 @@ pub struct Fact {
     pub epoch: Epoch,
     /// The epoch that it was created for, which names its directory.
     pub home: Epoch,
+    /// Its arbiter is the lease.
+    pub leased: bool,
     /// The guest runs, as soon as the process does.
     pub open: bool,
+    /// It has sent a write that has not been answered.
+    pub busy: bool,
     /// Only the administrator holds it.
     pub paused: bool,
 }
@@ -57,11 +65,15 @@ pub struct Oracle {
     acknowledged: BTreeMap<VmId, u64>,
     resumed: BTreeMap<[u8; 32], Epoch>,
     released: BTreeMap<(NodeId, BootId, VmId), Epoch>,
+    /// The epochs of which nothing runs any more, since a proof or a seal said so.
+    gone: BTreeMap<(VmId, Epoch), Nanos>,
     terms: BTreeMap<(NodeId, BootId), u64>,
     /// Whose sealed memory was handed over, durably.
     handed_over: BTreeSet<(VmId, Epoch)>,
     /// Guests that began to execute: when, which, where, and whether with their memory.
     pub begun: Vec<(u64, VmId, NodeId, bool)>,
+    /// When each term had its first entry.
+    leaders: BTreeMap<u64, Nanos>,
     /// What callers of the API were told.
     pub order: Order,
 }
@@ -80,9 +92,11 @@ impl Oracle {
             acknowledged: BTreeMap::new(),
             resumed: BTreeMap::new(),
             released: BTreeMap::new(),
+            gone: BTreeMap::new(),
             terms: BTreeMap::new(),
             handed_over: BTreeSet::new(),
             begun: Vec::new(),
+            leaders: BTreeMap::new(),
             order: Order::default(),
         }
     }
@@ -133,6 +147,9 @@ impl Oracle {
             self.fail(format!("1: {broken}"));
         }
         self.check_places(it);
+        self.check_step(it);
+        self.check_power(it);
+        self.leaders.entry(it.entry.term).or_insert(self.kernel.now());
         let committed =
             Committed { term: it.entry.term, change: change.cloned(), outcome: it.outcome.clone() };
         self.committed.insert(it.index, committed);
@@ -177,7 +194,7 @@ impl Oracle {
             Some(Change::Advance { event, .. }) => Some(event),
             _ => None,
         };
-        let mut problems = Vec::new();
+        let (mut problems, mut gone) = (Vec::new(), Vec::new());
         for (id, before) in &self.reference.vms {
             let Some(after) = it.after.vms.get(id) else {
                 if !matches!(before.place, Place::Stopped | Place::Sealed { .. }) {
@@ -194,24 +211,66 @@ impl Oracle {
             if let Some(lost) = self.forgotten(before, after, event) {
                 problems.push(lost);
             }
-            if let Some(epoch) = must_be_gone(before, after)
-                && let Some(process) = self.runner_of(*id, epoch)
-            {
-                problems.push(format!(
-                    "4: {} left epoch {epoch} on {event:?}, but {} still runs it",
-                    before.spec.name,
-                    self.kernel.name_of(process)
-                ));
+            if let Some(epoch) = must_be_gone(before, after) {
+                gone.push(((*id, epoch), self.kernel.now()));
+                problems.extend(self.runner_of(*id, epoch).map(|process| {
+                    format!(
+                        "4: {} left epoch {epoch} on {event:?}, but {} still runs it",
+                        before.spec.name,
+                        self.kernel.name_of(process)
+                    )
+                }));
             }
         }
         problems.into_iter().for_each(|problem| self.fail(problem));
+        self.gone.extend(gone);
     }
 
-    /// A VMM that can run the guest under this epoch and write its disks, now or when it goes on.
+    /// A task goes on by what came of the step at which it stands, and is told that a start failed
+    /// only where the agent has said that the guest never ran.
+    fn check_step(&mut self, it: &Applied<'_>) {
+        let command = it.entry.command.as_ref().map(|command| &command.change);
+        let Some(Change::Advance { task: id, step_no, event }) = command else { return };
+        if *it.outcome != Outcome::Done {
+            return;
+        }
+        let Some(task) = self.reference.tasks.get(id) else { return };
+        let (now_at, vm) = (task.step_no, task.vm);
+        let started = match (&task.step, event) {
+            (Step::Activate { attempt, .. }, StepEvent::Failed { .. }) => Some(*attempt),
+            (Step::ClaimBack { source, .. }, StepEvent::Failed { .. }) => Some(*source),
+            _ => None,
+        };
+        self.check(now_at == *step_no, || {
+            format!("5: {event:?} of step {step_no} moved task {id} on, which stood at {now_at}")
+        });
+        let never_ran = started.is_none_or(|Attempt { node, epoch }| {
+            let told = self.released.iter().filter(|((by, _, of), _)| (*by, *of) == (node, vm));
+            told.into_iter().any(|(_, floor)| *floor >= epoch)
+        });
+        self.check(never_ran, || {
+            format!("1: task {id} takes a start for one that never ran, which nobody has said")
+        });
+    }
+
+    /// A switch proves that a boot of a host is over.
+    fn check_power(&mut self, it: &Applied<'_>) {
+        let command = it.entry.command.as_ref().map(|command| &command.change);
+        let Some(Change::SwitchedOff { node, boot_id, device }) = command else { return };
+        let host = self.kernel.host(HostId(node.0));
+        let is_on = host.is_some_and(|host| host.up && host.boot_id == *boot_id);
+        self.check(!is_on || *it.outcome != Outcome::Done, || {
+            format!("4: {device} proves that node {node} is off, and its host runs")
+        });
+    }
+
+    /// A VMM that can run the guest under this epoch and write its disks, now or when it goes on. Of one
+    /// under the lease arbiter no lock says that it cannot.
     fn runner_of(&self, vm: VmId, epoch: Epoch) -> Option<ProcId> {
         let runs = |(process, fact): (&ProcId, &Fact)| {
             let is_it = fact.vm == vm && fact.epoch == epoch && fact.open;
-            (is_it && self.kernel.lives(*process) && self.writes(vm, *process)).then_some(*process)
+            let may = fact.leased || self.writes(vm, *process);
+            (is_it && self.kernel.lives(*process) && may).then_some(*process)
         };
         self.vmms.iter().find_map(runs)
     }
@@ -309,9 +368,10 @@ impl Oracle {
             (server.holds(process, &claim_path(vm)), server.was_expelled(process))
         });
         // A guest whose locks the server took away may execute for a moment; its writes fail.
-        if expelled {
+        if expelled && !fact.leased {
             return;
         }
+        let is_gone = self.gone.contains_key(&(vm, fact.epoch));
         let others: Vec<String> = self
             .vmms
             .iter()
@@ -322,8 +382,9 @@ impl Oracle {
             .collect();
         let name = self.name(vm);
         let us = format!("{} under epoch {}", self.kernel.name_of(process), fact.epoch);
+        self.check(!is_gone, || format!("4: {us} executes, which was proven gone"));
         self.check(others.is_empty(), || format!("1: {name} runs twice: {us}, and {others:?}"));
-        self.check(writes, || format!("1: {name} runs without its claim: {us}"));
+        self.check(writes || expelled, || format!("1: {name} runs without its claim: {us}"));
     }
 
     /// The storage took a write.
@@ -332,6 +393,11 @@ impl Oracle {
         let began = self.began.get(&vm).copied().unwrap_or(Epoch(0));
         self.check(record.epoch >= began, || {
             format!("1: epoch {} writes to {name} after epoch {began} began", record.epoch)
+        });
+        let gone = self.gone.get(&(vm, record.epoch));
+        let sent_before = gone.is_none_or(|since| self.kernel.now() <= since + NET_MAX);
+        self.check(sent_before, || {
+            format!("4: epoch {} writes to {name}, which was proven gone", record.epoch)
         });
         self.check(record.number == top + 1, || {
             format!("3: {name} writes record {} after record {top}", record.number)
@@ -360,6 +426,34 @@ impl Oracle {
         });
     }
 
+    /// A leader has granted something to a node whose agent said this of its watchdog: no later leader
+    /// may count on one that was disarmed. (That an armed one is not known yet only takes longer.)
+    pub fn granted(&mut self, node: NodeId, boot: BootId, told: &Promise) {
+        let known = self.reference.nodes.get(&node).and_then(|node| node.watchdog.as_ref());
+        let counted =
+            known.filter(|known| known.boot_id == boot).map(|known| known.promise.is_ok());
+        self.check(told.is_ok() || counted != Some(true), || {
+            format!("4: node {node} got a grant on {told:?}, and the state counts on its watchdog")
+        });
+    }
+
+    /// A fencer pets its watchdog without a fresh grant: nothing may depend on the lease there.
+    pub fn petted_without_grant(&mut self, node: NodeId, boot: BootId) {
+        let runs = self.vmms.iter().find(|(process, fact)| {
+            (fact.node, fact.boot) == (node, boot)
+                && fact.leased
+                && (fact.open || fact.busy)
+                && self.kernel.lives(**process)
+        });
+        if let Some((process, _)) = runs {
+            let text = format!(
+                "6: the watchdog of node {node} is petted without a fresh grant while {} runs",
+                self.kernel.name_of(*process)
+            );
+            self.fail(text);
+        }
+    }
+
     /// An agent has told that nothing at or below an epoch runs there, or ever will in this boot.
     pub fn promised(&mut self, node: NodeId, boot: BootId, vm: VmId, epoch: Epoch) {
         let floor = self.released.entry((node, boot, vm)).or_default();
@@ -380,14 +474,33 @@ impl Oracle {
         }
     }
 
-    /// An agent carries out an order of this term.
-    pub fn obeyed(&mut self, node: NodeId, boot: BootId, term: u64, what: &str) {
+    /// An agent has heard of a leader of this term, and goes by it.
+    pub fn heard(&mut self, node: NodeId, boot: BootId, term: u64) {
         let highest = self.terms.entry((node, boot)).or_default();
-        let before = *highest;
-        *highest = before.max(term);
-        self.check(term >= before, || {
-            format!("1: node {node} obeys {what} of term {term} after it obeyed term {before}")
+        *highest = term.max(*highest);
+    }
+
+    /// An agent carries out an order of this term; `kept` is the term that its next agent would know.
+    pub fn obeyed(&mut self, node: NodeId, boot: BootId, (term, kept): (u64, u64), what: &str) {
+        let heard = self.terms.get(&(node, boot)).copied().unwrap_or(0);
+        self.heard(node, boot, term);
+        self.check(term >= heard, || {
+            format!("1: node {node} obeys {what} of term {term} after it heard of term {heard}")
         });
+        self.check(kept >= term, || {
+            format!("1: node {node} obeys term {term}, and its next agent would obey an older one")
+        });
+    }
+
+    /// A leader of this term has answered an agent's message that was sent at a time.
+    pub fn counted(&mut self, node: NodeId, term: u64, sent: Nanos) {
+        let newer = self.leaders.range(term + 1..).find(|(_, since)| **since < sent);
+        if let Some((newer, _)) = newer {
+            let text = format!(
+                "6: a leader of term {term} counts what node {node} sent when term {newer} had begun"
+            );
+            self.fail(text);
+        }
     }
 }
 

@@ -6,7 +6,8 @@ use bellwether_types::{ClusterPatch, Failback, RestartPolicy, Strength};
 
 use crate::rng::Rng;
 use crate::scenario::{
-    Cluster, Event, Fault, NodeSize, Opening, Request, Scenario, Timed, VmSetup,
+    Cluster, Equipment, Event, Fault, NodeSize, Opening, PowerSwitch, Request, Scenario, Timed,
+    VmSetup, Watchdog,
 };
 use crate::storage::StorageKind;
 
@@ -40,9 +41,123 @@ impl Scenario {
         // A person asserts that a node is down while it is: the one proof that rests on a word.
         let downs: Vec<Timed> = events.iter().filter_map(|it| assertion(&mut rng, it)).collect();
         events.extend(downs);
+        let mut cluster = cluster;
+        fencing(seed, &mut cluster, &mut events, (calm_ms, heal_at_ms));
+        doubtful_starts(seed, &cluster, &mut events, (calm_ms, heal_at_ms));
+        slow_quorum(seed, &cluster, &mut events, (calm_ms, heal_at_ms));
         events.sort_by_key(|timed| timed.at_ms);
         let (opening, settle_ms_max) = (Opening::AtOnce, Some(240_000));
         Self { seed, cluster, events, opening, heal_at_ms, settle_ms_max }
+    }
+}
+
+/// Where VMs are under the lease arbiter, hosts have watchdogs and power switches of all kinds, and are
+/// lost for longer. A generator of its own, so that all else is as without.
+fn fencing(seed: u64, cluster: &mut Cluster, events: &mut Vec<Timed>, times: (u64, u64)) {
+    let mut rng = Rng::of(seed, "fencing");
+    let leased: Vec<String> =
+        cluster.vms.iter().filter(|vm| vm.lease_arbiter).map(|vm| vm.name.clone()).collect();
+    if leased.is_empty() {
+        return;
+    }
+    for node in 1..=cluster.nodes {
+        let equipment = Equipment { watchdog: watchdog(&mut rng), switch: switch(&mut rng) };
+        cluster.other_equipment.insert(node, equipment);
+    }
+    if rng.below(4) == 0 {
+        // Up to what the formulas allow.
+        cluster.drift_ppm = i64::try_from(rng.below(80_000)).unwrap_or(0);
+    }
+    for _ in 0..rng.within(1, 4) {
+        let at_ms = rng.within(times.0, times.1 - 2_000);
+        let node = rng.within(1, cluster.nodes);
+        let for_ms = rng.within(2_000, 30_000);
+        let fault = match rng.below(8) {
+            0 => Fault::Freeze { node, for_ms },
+            1 | 2 => Fault::Split { side: vec![node], for_ms },
+            3 => Fault::KillFencer { node, for_ms: for_ms / 4 },
+            4 => Fault::Disarm { node, for_ms },
+            5 => Fault::Power { node, for_ms },
+            6 => Fault::CutStorage { node, for_ms },
+            _ => {
+                let vm = rng.pick(&leased).cloned().unwrap_or_default();
+                Fault::StopVmm { vm, for_ms }
+            }
+        };
+        // A host that does not reach the storage is most interesting when nobody hears it.
+        if let Fault::CutStorage { .. } = fault {
+            let at_ms = at_ms + rng.below(3_000);
+            let event = Event::Fault(Fault::Split { side: vec![node], for_ms });
+            events.push(Timed { at_ms: at_ms.min(times.1 - 1), event });
+        }
+        events.push(Timed { at_ms, event: Event::Fault(fault) });
+    }
+}
+
+/// Starts whose answers are lost, of guests that end before anybody asks again.
+fn doubtful_starts(seed: u64, cluster: &Cluster, events: &mut Vec<Timed>, times: (u64, u64)) {
+    let mut rng = Rng::of(seed, "doubtful starts");
+    for _ in 0..rng.below(4) {
+        let Some(vm) = rng.pick(&cluster.vms).map(|vm| vm.name.clone()) else { return };
+        let stop_ms = rng.within(times.0, times.1 - 8_000);
+        let start_ms = stop_ms + rng.within(2_000, 5_000);
+        let loss_permille = 200 + u32::try_from(rng.below(300)).unwrap_or(0);
+        let for_ms = rng.within(50, 500);
+        let weather = Fault::Weather { loss_permille, repeat_permille: 0, extra_ms: 0, for_ms };
+        let end = match rng.below(3) {
+            0 => Fault::KillVmm { vm: vm.clone() },
+            1 => Fault::GuestCrash { vm: vm.clone() },
+            _ => Fault::GuestShutdown { vm: vm.clone() },
+        };
+        let end_ms = (start_ms + rng.within(100, 3_000)).min(times.1 - 1);
+        let start = Request::Start { vm: vm.clone(), node: None };
+        events.extend([
+            Timed { at_ms: stop_ms, event: Event::Request(Request::Stop { vm }) },
+            Timed { at_ms: start_ms, event: Event::Request(start) },
+            Timed { at_ms: start_ms + rng.within(5, 40), event: Event::Fault(weather) },
+            Timed { at_ms: end_ms, event: Event::Fault(end) },
+        ]);
+    }
+}
+
+/// A leader that leads on and gets nothing committed for a while: it has to propose again what may
+/// have been committed before.
+fn slow_quorum(seed: u64, cluster: &Cluster, events: &mut Vec<Timed>, times: (u64, u64)) {
+    let mut rng = Rng::of(seed, "slow quorum");
+    for _ in 0..rng.below(2) {
+        let at_ms = rng.within(times.0, times.1 - 12_000);
+        // As long as a proposal is waited for, and longer.
+        let (quick, for_ms) = (rng.within(1, cluster.controllers), rng.within(10_200, 14_000));
+        for id in (1..=cluster.controllers).filter(|id| *id != quick) {
+            let for_ms = for_ms + rng.below(300);
+            events.push(Timed { at_ms, event: Event::Fault(Fault::StopController { id, for_ms }) });
+        }
+        for _ in 0..2 {
+            let Some(vm) = rng.pick(&cluster.vms).map(|vm| vm.name.clone()) else { return };
+            let begins_ms = at_ms - rng.below(1_000);
+            let request = Request::Migrate { vm, node: None };
+            events.push(Timed { at_ms: begins_ms, event: Event::Request(request) });
+        }
+    }
+}
+
+fn watchdog(rng: &mut Rng) -> Option<Watchdog> {
+    match rng.below(8) {
+        0..=4 => Some(Watchdog::Hardware { period_ms: 5_000 }),
+        // The waiting time does not cover it.
+        5 => Some(Watchdog::Hardware { period_ms: 30_000 }),
+        6 => Some(Watchdog::Software { period_ms: 5_000 }),
+        _ => None,
+    }
+}
+
+fn switch(rng: &mut Rng) -> Option<PowerSwitch> {
+    match rng.below(10) {
+        0 | 1 => Some(PowerSwitch::Works),
+        2 => Some(PowerSwitch::Fails),
+        3 => Some(PowerSwitch::Hangs),
+        4 => Some(PowerSwitch::Lies),
+        _ => None,
     }
 }
 
@@ -74,6 +189,8 @@ fn cluster(rng: &mut Rng) -> Cluster {
         settings: ClusterPatch { reserve_nodes, ..ClusterPatch::default() },
         handover_after_ms: rng.within(1_000, 8_000),
         drift_ppm: i64::try_from(rng.below(500)).unwrap_or(0),
+        equipment: Equipment::default(),
+        other_equipment: BTreeMap::new(),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::kernel::{Host, MS, Nanos};
 use crate::scenario::{Event, Opening, Request, Scenario};
 use crate::timeline::{Begun, Timeline};
 use crate::world::{Shared, World};
-use crate::{admin, agent, controller, faults};
+use crate::{admin, agent, controller, faults, fencer};
 
 /// How often a run looks whether something is broken, or at rest.
 const LOOK: Nanos = 100 * MS;
@@ -112,6 +112,7 @@ fn begin(world: &Shared, scenario: &Scenario) {
     }
     for node in 1..=scenario.cluster.nodes {
         agent::start(world, NodeId(node));
+        fencer::start(world, NodeId(node));
     }
     let founder = Rc::clone(world);
     let wait = scenario.opening == Opening::WhenReady;
@@ -142,6 +143,15 @@ fn open(world: &Shared, scenario: &Scenario) -> Result<(), String> {
             let nodes = 1..=there.cluster.nodes;
             nodes.for_each(|node| happen(&there, Event::Request(Request::Undrain { node })));
         });
+        // Nodes that were lost too often, with the last of what was under way.
+        for after_ms in [1_000, 60_000] {
+            let there = Rc::clone(world);
+            world.kernel.at((scenario.heal_at_ms + after_ms) * MS, move |_| {
+                let nodes = 1..=there.cluster.nodes;
+                let lift = |node| happen(&there, Event::Request(Request::Unquarantine { node }));
+                nodes.for_each(lift);
+            });
+        }
     }
     Ok(())
 }

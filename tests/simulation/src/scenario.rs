@@ -50,6 +50,51 @@ pub struct Cluster {
     pub handover_after_ms: u64,
     /// How far the hosts' clocks are wrong, parts per million, either way.
     pub drift_ppm: i64,
+    /// With what hosts can be ended.
+    pub equipment: Equipment,
+    /// Nodes that have something else.
+    pub other_equipment: BTreeMap<u64, Equipment>,
+}
+
+/// With what a host can be ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Equipment {
+    /// The watchdog that its fencer arms; without one no fencer runs.
+    pub watchdog: Option<Watchdog>,
+    /// The power switch that the controllers know of.
+    pub switch: Option<PowerSwitch>,
+}
+
+/// What resets a host that is not petted for so long.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Watchdog {
+    Hardware {
+        period_ms: u64,
+    },
+    /// The kernel's own: it stands still with the kernel, and nothing is promised of it.
+    Software {
+        period_ms: u64,
+    },
+}
+
+impl Watchdog {
+    pub const fn period_ms(self) -> u64 {
+        match self {
+            Self::Hardware { period_ms } | Self::Software { period_ms } => period_ms,
+        }
+    }
+}
+
+/// What becomes of an `off`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PowerSwitch {
+    Works,
+    /// It says so, and does nothing.
+    Fails,
+    /// It does not answer in time. The host may be off.
+    Hangs,
+    /// It says that it has switched the host off, which runs on; its `status` says how it is.
+    Lies,
 }
 
 impl Cluster {
@@ -65,11 +110,17 @@ impl Cluster {
             settings: ClusterPatch::default(),
             handover_after_ms: HANDOVER_AFTER_MS,
             drift_ppm: 0,
+            equipment: Equipment::default(),
+            other_equipment: BTreeMap::new(),
         }
     }
 
     pub fn size_of(&self, node: u64) -> NodeSize {
         self.other_sizes.get(&node).copied().unwrap_or(self.size)
+    }
+
+    pub fn equipment_of(&self, node: u64) -> Equipment {
+        self.other_equipment.get(&node).copied().unwrap_or(self.equipment)
     }
 }
 
@@ -89,7 +140,7 @@ pub struct VmSetup {
     pub rules: Rules,
     /// The node that it is started on at the beginning.
     pub on: Option<u64>,
-    /// Its VMM is told the arbiter `lease` and not `storage`, so that it enforces the deadline.
+    /// Its arbiter is the lease and not the storage.
     pub lease_arbiter: bool,
     pub start: bool,
 }
@@ -259,6 +310,16 @@ pub enum Fault {
         node: u64,
         for_ms: u64,
     },
+    /// SIGKILL of the node's fencer; its watchdog stays armed.
+    KillFencer {
+        node: u64,
+        for_ms: u64,
+    },
+    /// Somebody asks the fencer to disarm the watchdog, and starts it again later.
+    Disarm {
+        node: u64,
+        for_ms: u64,
+    },
     /// The wall clock jumps.
     Clock {
         node: u64,
@@ -293,6 +354,8 @@ impl Fault {
             Self::StorageFull { .. } => "storage-full",
             Self::StorageError { .. } => "storage-error",
             Self::RuntimeFull { .. } => "runtime-full",
+            Self::KillFencer { .. } => "kill-fencer",
+            Self::Disarm { .. } => "disarm",
             Self::Clock { .. } => "clock",
             Self::GuestCrash { .. } => "guest-crash",
             Self::GuestShutdown { .. } => "guest-shutdown",

@@ -384,17 +384,19 @@ impl Storage {
         .await
     }
 
-    /// Writes a record; once in a while the network brings it a second time, much later.
+    /// Writes a record; once in a while the network brings it a second time, much later, but no later
+    /// than `under_way`.
     pub async fn write_disk(
         &self,
         host: HostId,
         at: (String, u64),
         record: DiskRecord,
+        under_way: Nanos,
     ) -> Result<(), IoError> {
         let again = self.is_network() && self.state.borrow_mut().rng.permille(20);
-        if again {
+        if again && !self.is_mute(host) {
             let (storage, (path, stamp)) = (self.clone(), at.clone());
-            let late = self.state.borrow_mut().rng.below(20 * SECOND);
+            let late = self.state.borrow_mut().rng.below(20 * SECOND).min(under_way);
             self.kernel.after(late, move |_| {
                 let mut state = storage.state.borrow_mut();
                 let _refused = state.server.write_disk(path, stamp, record);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use bellwether_agent_core::{Answer, Stamped, VmmSight};
 use bellwether_core::command::{Change, Registration};
+use bellwether_core::fence::Promise;
 use bellwether_core::observe::VmReport;
 use bellwether_core::{Outcome, TaskKind, Vm};
 use bellwether_types::{Arbiter, BootId, Epoch, NodeId, StateFileRef, VmId};
@@ -104,6 +105,7 @@ pub enum ApiCall {
         boot_id: BootId,
         nonce: u64,
         vms: Vec<VmReport>,
+        watchdog: Promise,
     },
     /// A person's command that is one change of the state.
     Change(Change),

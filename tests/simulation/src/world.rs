@@ -7,9 +7,10 @@ use std::rc::Rc;
 use bellwether_agent_core::Durable;
 use bellwether_core::{Outcome, Place, State, Timing};
 use bellwether_lease::LeaseView;
-use bellwether_types::{Arbiter, BootId, Epoch, NodeId, StateFileRef, VmId};
+use bellwether_types::{Arbiter, BootId, Epoch, NodeId, StateFileRef, VmId, WatchdogBound};
 
 use crate::coverage::Coverage;
+use crate::fencer::Armed;
 use crate::kernel::{Host, HostId, Kernel, Nanos, ProcId};
 use crate::net::Net;
 use crate::oracle::Oracle;
@@ -29,6 +30,11 @@ pub struct Runtime {
     pub incarnations: BTreeMap<(VmId, Epoch), Record>,
     pub pages: BTreeMap<(VmId, Epoch), LeaseView>,
     pub exits: BTreeMap<(VmId, Epoch), String>,
+    /// Whose VMM says on its page that its guest is held and its I/O drained.
+    pub held: BTreeSet<(VmId, Epoch)>,
+    /// The fencer's grant page, and what it has written down.
+    pub grant: LeaseView,
+    pub facts: Option<Facts>,
     /// Its disk refuses writes.
     pub full: bool,
 }
@@ -47,6 +53,14 @@ pub struct Record {
     pub claimed_from: Option<Epoch>,
     /// What it has sealed, as long as its guest has not gone on after it.
     pub sealed: Option<StateFileRef>,
+}
+
+/// What a fencer tells its agent of the watchdog that it has armed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Facts {
+    pub bound: WatchdogBound,
+    /// It resets a host whose kernel stands still.
+    pub hardware: bool,
 }
 
 /// The world of one run.
@@ -70,10 +84,17 @@ pub struct World {
     /// VMMs that have ended and let go of everything.
     ended: RefCell<BTreeSet<ProcId>>,
     pub vmm_ended: Signal,
-    /// VMs whose VMMs are told the arbiter `lease`.
-    pub leased: RefCell<BTreeSet<VmId>>,
+    /// All faults have ended: whoever finds a host switched off switches it on.
+    pub healed: std::cell::Cell<bool>,
+    /// Hosts that were switched off; they stay so until somebody switches them on.
+    pub switched_off: RefCell<BTreeSet<NodeId>>,
+    pub fencers: RefCell<BTreeMap<NodeId, ProcId>>,
+    /// The watchdogs that are armed.
+    pub watchdogs: RefCell<BTreeMap<NodeId, Armed>>,
     /// When each request for a lease was sent, in true time.
     pub leases_sent: RefCell<BTreeMap<(BootId, u64), Nanos>>,
+    /// When the newest request of a boot was sent that a leader granted, in true time.
+    pub granted: RefCell<BTreeMap<BootId, Nanos>>,
     /// When the scenario's times begin.
     pub opened_at: std::cell::Cell<Nanos>,
     /// The cluster is made, and what is to run at the beginning runs.
@@ -108,8 +129,12 @@ impl World {
             controllers: RefCell::default(),
             agents: RefCell::default(),
             ended: RefCell::default(),
-            leased: RefCell::default(),
+            healed: std::cell::Cell::default(),
+            switched_off: RefCell::default(),
+            fencers: RefCell::default(),
+            watchdogs: RefCell::default(),
             leases_sent: RefCell::default(),
+            granted: RefCell::default(),
             opened_at: std::cell::Cell::default(),
             founded: std::cell::Cell::default(),
             leader: std::cell::Cell::default(),

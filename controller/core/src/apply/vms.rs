@@ -106,6 +106,10 @@ impl State {
         if !self.vms.contains_key(&request.vm) {
             return Err(Rejection::not_found(format!("there is no VM {}", request.vm)));
         }
+        // What is refused calls nothing off.
+        if request.kind == TaskKind::Delete {
+            self.check_begin(&request)?;
+        }
         if let Some(outcome) = self.call_off(at, &request)? {
             return Ok(outcome);
         }

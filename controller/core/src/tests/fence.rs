@@ -6,7 +6,7 @@ use super::model::Model;
 use crate::command::Change;
 use crate::contact::{Contact, Next};
 use crate::fence::{NodeWatchdog, Promise, Vigil, yields};
-use crate::power::{PowerSwitch, to_switch_off};
+use crate::power::{PowerSwitch, SwitchAnswer, SwitchStep, is_awaited, switch_step, to_switch_off};
 use crate::saga::{Action, next_action, own_action};
 use crate::{Outcome, Place, StepEvent, TaskKind};
 
@@ -218,11 +218,15 @@ fn a_silent_host_is_switched_off_and_its_vm_runs_elsewhere_on_that_proof() {
     model.observed.switches.get_mut(&node).unwrap().is_switching = true;
     assert_eq!(wanted(&model), []);
 
+    // Whoever is about to switch it off looks once more: it may be another boot by then, or proven.
+    let boot = model.state.nodes[&node].boot_id.unwrap();
     let old = bellwether_types::BootId::from_uuid(uuid::Uuid::from_u128(99));
+    assert!(is_awaited(&model.state, node, boot) && !is_awaited(&model.state, node, old));
     let device = "fence_ipmilan".to_owned();
     let of_old = model.apply(Change::SwitchedOff { node, boot_id: old, device });
     assert_eq!(of_old, Outcome::Unchanged);
     assert_eq!(switched_off(&mut model, node), Outcome::Done);
+    assert!(!is_awaited(&model.state, node, boot));
     model.settle(12);
     let proof = model.state.vms[&vm].last_proof.clone().unwrap();
     assert!(matches!(proof, FenceProof::Power { .. }), "{proof}");
@@ -253,6 +257,15 @@ fn a_switch_that_fails_is_told_of_and_asked_again_after_a_pause() {
     model.settle(80);
     assert_eq!(wanted(&model), [node]);
     assert_eq!(model.state.vms[&vm].last_proof, None);
+}
+
+#[test]
+fn only_a_status_of_off_behind_an_off_proves_anything() {
+    let said = |is_on, after_ms| switch_step(SwitchAnswer::Status { is_on }, after_ms, 5_000);
+    assert_eq!(switch_step(SwitchAnswer::Off, 0, 5_000), SwitchStep::AskStatus);
+    assert_eq!(said(false, 9_000), SwitchStep::Proven);
+    assert_eq!(said(true, 4_999), SwitchStep::AskAgain);
+    assert_eq!(said(true, 5_000), SwitchStep::StillOn);
 }
 
 #[test]

@@ -24,6 +24,21 @@ fn after(others: &[VmId]) -> VmPatch {
     VmPatch { start_after: Some(others.iter().copied().collect()), ..VmPatch::default() }
 }
 
+/// Seed 769 of the simulator: the delete was refused, and the VM was stopped nevertheless.
+#[test]
+fn a_delete_that_others_forbid_calls_nothing_off() {
+    let mut model = Model::new(1);
+    let (first, second) = (model.create("first"), model.create("second"));
+    assert_eq!(set(&mut model, second, after(&[first])), Outcome::Done);
+    model.apply(Change::Cordon { node: NodeId(1), cordoned: true });
+    model.begin(first, TaskKind::Start);
+    model.settle(3);
+    assert!(model.state.vms[&first].pending.is_some(), "it waits for a node");
+    let before = model.state.clone();
+    assert!(matches!(model.begin(first, TaskKind::Delete), Outcome::Rejected(_)));
+    assert_eq!(model.state, before);
+}
+
 fn node_of(model: &Model, vm: VmId) -> u64 {
     model.place(vm).runner().map_or(0, |runner| runner.node.0)
 }

@@ -6,6 +6,7 @@ mod forecast;
 mod nodes;
 mod rules;
 mod tasks;
+mod validate;
 mod vms;
 
 use std::pin::Pin;
@@ -169,6 +170,16 @@ impl Admin for AdminApi {
     async fn watch_task(&self, request: Request<v1::TaskRequest>) -> Answer<Self::WatchTaskStream> {
         self.confirm().await?;
         self.watch(request.into_inner().id).map(Response::new)
+    }
+
+    type ValidateClusterStream = BoxStream<v1::Finding>;
+
+    async fn validate_cluster(
+        &self,
+        _request: Request<v1::ValidateClusterRequest>,
+    ) -> Answer<Self::ValidateClusterStream> {
+        self.confirm().await?;
+        Ok(Response::new(self.validation()))
     }
 
     async fn what_if(&self, request: Request<v1::WhatIfRequest>) -> Answer<v1::Forecast> {

@@ -163,4 +163,14 @@ impl Agent for Host {
     async fn console(&self, _: Request<Streaming<v1::ConsoleUp>>) -> Answered<Self::ConsoleStream> {
         absent("consoles")
     }
+
+    type HoldTrialStream = Empty<Result<v1::TrialHeld, Status>>;
+
+    async fn hold_trial(&self, _: Request<v1::TrialRequest>) -> Answered<Self::HoldTrialStream> {
+        absent("storage")
+    }
+
+    async fn look_at_trial(&self, _: Request<v1::TrialRequest>) -> Answered<v1::TrialSight> {
+        absent("storage")
+    }
 }

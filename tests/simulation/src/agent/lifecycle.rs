@@ -52,7 +52,17 @@ impl Owner {
         agent.add_page(vm, epoch);
         // A later agent finds the process by its socket, even if the record could not be written.
         let (node, boot) = (agent.node, agent.boot);
-        let fact = Fact { vm, node, boot, epoch, home: epoch, open: false, paused: false };
+        let fact = Fact {
+            vm,
+            node,
+            boot,
+            epoch,
+            home: epoch,
+            leased: arbiter == Arbiter::Lease,
+            open: false,
+            busy: false,
+            paused: false,
+        };
         let process = vmm::start(&agent.world, fact);
         body.process = Some(process);
         body.record.process = Some(process);

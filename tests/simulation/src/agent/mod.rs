@@ -14,11 +14,12 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use bellwether_agent_core::{Lease, LeaseAnswer, LeaseState};
+use bellwether_agent_core::{Lease, LeaseAnswer, LeaseRequest, LeaseState};
 use bellwether_agent_core::{
     Leftover, Observation, Order as What, Pulse, Refusal, RefusalKind, Stamp, Standing, Terms,
     is_recent,
 };
+use bellwether_core::fence::Promise;
 use bellwether_lease::{Grant, LeaseView, grant};
 use bellwether_types::{BootId, Epoch, NodeId, VmId};
 
@@ -26,7 +27,7 @@ use crate::kernel::{HostId, MS, Nanos, ProcId};
 use crate::net::{Address, Responder};
 use crate::sync::{Queue, Signal};
 use crate::wire::{Code, Order, Request, Response, Status};
-use crate::world::{Record, Shared};
+use crate::world::{Facts, Record, Shared};
 
 /// Between two looks at the status of a VMM.
 pub const STATUS_INTERVAL: Nanos = 250 * MS;
@@ -62,6 +63,9 @@ struct Desk {
     /// A registration has told the storage.
     knows_storage: bool,
     grants: BTreeMap<VmId, Epoch>,
+    /// The newest request, and the newest that was answered.
+    asked: u64,
+    answered: u64,
     /// The page of each VM: the epoch that names its incarnation's directory.
     pages: BTreeMap<VmId, Epoch>,
 }
@@ -95,6 +99,8 @@ pub fn start(world: &Shared, node: NodeId) {
         pulse: None,
         knows_storage: false,
         grants: BTreeMap::new(),
+        asked: 0,
+        answered: 0,
         pages: BTreeMap::new(),
     };
     let agent = Rc::new(Agent {
@@ -222,6 +228,7 @@ impl Agent {
         self.world.runtime(self.node, |runtime| {
             runtime.incarnations.remove(&(vm, home));
             runtime.pages.remove(&(vm, home));
+            runtime.held.remove(&(vm, home));
             runtime.exits.remove(&(vm, home));
         });
     }
@@ -274,7 +281,9 @@ impl Agent {
             self.world.runtime(self.node, |runtime| runtime.term = runtime.term.max(highest));
             self.terms.borrow_mut().note(highest);
         }
-        Ok(self.terms.borrow().highest())
+        let highest = self.terms.borrow().highest();
+        self.world.oracle.borrow_mut().heard(self.node, self.boot, highest);
+        Ok(highest)
     }
 
     /// The time that a durable write takes; an error if the disk refuses it.
@@ -385,6 +394,7 @@ impl Agent {
         desk.heard_at = self.world.kernel.now();
         desk.lease_ms = lease_ms;
         desk.grants = grants.clone();
+        desk.answered = nonce;
         let live = desk.lease.is_live(self.stamp());
         drop(desk);
         if live {
@@ -397,15 +407,50 @@ impl Agent {
         answer
     }
 
-    /// Waits until a lease that names this VM and epoch is live.
+    /// A new request, stamped before it is sent.
+    pub fn request(&self) -> LeaseRequest {
+        let now = self.stamp();
+        let mut desk = self.desk.borrow_mut();
+        let request = desk.lease.request(now);
+        desk.asked = request.nonce;
+        request
+    }
+
+    /// Waits until a lease that names this VM and epoch is live, by the answer to a request that is
+    /// made from now on.
     pub async fn granted(self: &Rc<Self>, vm: VmId, epoch: Epoch, at_most: Nanos) -> bool {
-        let this = Rc::clone(self);
+        let (this, after) = (Rc::clone(self), self.desk.borrow().asked);
         let granted = self.answers.until(move || {
             let desk = this.desk.borrow();
-            let named = desk.grants.get(&vm) == Some(&epoch);
+            let named = desk.answered > after && desk.grants.get(&vm) == Some(&epoch);
             (named && desk.lease.is_live(this.stamp())).then_some(())
         });
         crate::sync::within(&self.world.kernel, self.host(), at_most, granted).await.is_some()
+    }
+}
+
+/// The fencer of this node.
+impl Agent {
+    /// What it has written down, as it is promised to the controllers.
+    pub fn promise(&self) -> Promise {
+        match self.world.runtime(self.node, |runtime| runtime.facts) {
+            None => Err("no fencer runs".to_owned()),
+            Some(Facts { hardware: false, .. }) => {
+                Err("its watchdog is the kernel's own".to_owned())
+            }
+            Some(Facts { bound, .. }) => Ok(bound),
+        }
+    }
+
+    /// A quorum has confirmed, after this stamp, that the leader of a term leads.
+    pub fn grant_fencer(&self, term: u64, stamp: Stamp) {
+        self.world.runtime(self.node, |runtime| {
+            let Some(facts) = runtime.facts else { return };
+            let deadline_ns = stamp.boot_ns + facts.bound.pet_ms * MS;
+            if let Grant::Write(view) = grant(runtime.grant, term, deadline_ns) {
+                runtime.grant = view;
+            }
+        });
     }
 }
 

@@ -183,7 +183,8 @@ impl Owner {
         let action = admitted.map_err(|refusal| self.agent.refuse(&refusal))?;
         let (node, boot) = (self.agent.node, self.agent.boot);
         let word = order.stamped.order.word();
-        self.agent.world.oracle.borrow_mut().obeyed(node, boot, order.stamped.term, word);
+        let terms = (order.stamped.term, self.agent.world.runtime(node, |runtime| runtime.term));
+        self.agent.world.oracle.borrow_mut().obeyed(node, boot, terms, word);
         if self.saved.is_due_before(self.machine.durable(), &action)
             && let Err(status) = self.save_floor().await
         {

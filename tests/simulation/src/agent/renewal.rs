@@ -131,13 +131,12 @@ impl Renewal {
     async fn renew(&mut self) -> Option<bool> {
         let vms = self.reports();
         let sent_at = self.agent.world.kernel.now();
-        let stamped = {
-            let now = self.agent.stamp();
-            self.agent.desk.borrow_mut().lease.request(now)
-        };
+        let stamped = self.agent.request();
         self.agent.world.leases_sent.borrow_mut().insert((self.agent.boot, stamped.nonce), sent_at);
         let (node, boot_id) = (self.agent.node, stamped.boot_id);
-        let call = ApiCall::Renew { node, boot_id, nonce: stamped.nonce, vms };
+        let watchdog = self.agent.promise();
+        let told = watchdog.clone();
+        let call = ApiCall::Renew { node, boot_id, nonce: stamped.nonce, vms, watchdog };
         let ApiReply::Renewed { nonce, lease_ms, term, pulse_ms, grants, register } =
             self.ask(call).await?
         else {
@@ -153,6 +152,9 @@ impl Renewal {
         let answer = self.agent.answered(nonce, lease_ms, grants);
         if let LeaseAnswer::Granted { deadline_ns } = answer {
             self.check_deadline(nonce, lease_ms, deadline_ns);
+            self.agent.world.oracle.borrow_mut().granted(node, boot_id, &told);
+            self.agent.world.granted.borrow_mut().insert(boot_id, sent_at);
+            self.agent.grant_fencer(term, stamped.stamp);
         }
         if answer == LeaseAnswer::NotAsked {
             return None;

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bellwether_core::command::Change;
+use bellwether_core::fence::Vigil;
 use bellwether_core::leading::Attention;
 use bellwether_core::reconcile;
-use bellwether_types::TaskId;
+use bellwether_types::{TaskId, WatchdogTiming};
 
 use super::strays::Strays;
-use super::{This, executor};
+use super::{This, executor, switches};
 use crate::kernel::{MS, Nanos, TaskNo};
 use crate::raft::ProposeError;
 use crate::sync::{Queue, all, first};
@@ -33,7 +34,16 @@ pub async fn run(this: This) {
         match this.raft.confirm().await {
             Some(term) => {
                 // What was heard in an earlier leadership is old news.
-                this.note(|observed| observed.forget());
+                let vigil = Vigil {
+                    timing: Some(WatchdogTiming::default()),
+                    lease_ms: this.world.timing.lease_ms,
+                    leading_since: this.now_ms(),
+                };
+                this.note(|observed| {
+                    observed.forget();
+                    observed.vigil = Some(vigil);
+                });
+                switches::learn(&this);
                 let mut leader = Leader::new(&this, term);
                 leader.lead().await;
                 leader.end();
@@ -71,6 +81,7 @@ impl Leader {
             self.start_what_is_needed().await;
             self.carry_on();
             self.strays.clear(&self.this, self.leadership);
+            switches::look(&self.this);
             let news = first(
                 self.this.raft.changed.changed_since(states),
                 self.this.reports.changed_since(reports),

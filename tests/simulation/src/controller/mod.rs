@@ -8,6 +8,7 @@ mod executor;
 mod lead;
 mod orders;
 mod strays;
+mod switches;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -213,15 +214,17 @@ impl Controller {
                     _ => Ok(ApiReply::Registered { lease_ms: self.world.timing.lease_ms }),
                 }
             }
-            ApiCall::Renew { node, boot_id, nonce, vms } => {
+            ApiCall::Renew { node, boot_id, nonce, vms, watchdog } => {
                 let lease_ms = self.world.timing.lease_ms;
-                let (term, grants, register) =
-                    match self.take(Contact::renewal(node, boot_id, nonce, vms)).await? {
-                        Next::Done { term, grants } => (term, grants, false),
-                        Next::Unregistered { term } => (term, Vec::new(), true),
-                        _ => return Err(not_started("a renewal has no such answer")),
-                    };
-                let pulse_ms = self.now_ms();
+                let sent = self.world.leases_sent.borrow().get(&(boot_id, nonce)).copied();
+                let contact = Contact::renewal(node, boot_id, nonce, vms).with_promise(watchdog);
+                let (term, grants, register) = match self.take(contact).await? {
+                    Next::Done { term, grants } => (term, grants, false),
+                    Next::Unregistered { term } => (term, Vec::new(), true),
+                    _ => return Err(not_started("a renewal has no such answer")),
+                };
+                let (pulse_ms, leads_in) = (self.now_ms(), self.raft.term());
+                self.world.oracle.borrow_mut().counted(node, leads_in, sent.unwrap_or(0));
                 Ok(ApiReply::Renewed { nonce, lease_ms, term, pulse_ms, grants, register })
             }
             ApiCall::Change(change) => self.done(change, operation).await,

@@ -9,7 +9,7 @@ use bellwether_core::reconcile::strays_of;
 use bellwether_core::state::Runner;
 use bellwether_core::task::{Measures, Retry};
 use bellwether_core::{Attempt, StepEvent, Task, TaskKind, Vm, state_file};
-use bellwether_types::{Arbiter, Epoch, FenceProof, NodeId, StateFileRef};
+use bellwether_types::{Epoch, FenceProof, NodeId, StateFileRef};
 
 use super::Controller;
 use super::lead::Leadership;
@@ -57,9 +57,7 @@ impl<'a> Orders<'a> {
     pub async fn prepare(&self, attempt: Attempt) -> Result<StepEvent> {
         self.clear_the_way(attempt).await?;
         let vm = self.vm()?;
-        let leased = self.controller.world.leased.borrow().contains(&vm.id);
-        let arbiter = if leased { Arbiter::Lease } else { vm.arbiter() };
-        let what = What::Prepare { arbiter };
+        let what = What::Prepare { arbiter: vm.arbiter() };
         let asked = self.ask(attempt.node, attempt.epoch, what, Details::Prepare, SHORT).await;
         asked.map_err(|status| self.failure(status))?;
         Ok(StepEvent::Prepared)

@@ -10,7 +10,7 @@ use crate::scenario::{Event, Fault, Request, Rules, VmSetup};
 
 /// What a line may say behind its time, for whoever wrote something else.
 pub const DEEDS: &str = "bell …, power off, freeze, suspend, cut, kill, hang, crash guest, halt guest, \
-                         fill, break storage, jump clock, bad network";
+                         fill, break storage, jump clock, bad network, disarm";
 
 /// Reads what happens, up to the end of the line.
 pub fn deed(words: &mut Words<'_>, known: &mut Known) -> Result<Event> {
@@ -50,6 +50,7 @@ fn fault(verb: &str, words: &mut Words<'_>, known: &Known) -> Result<Fault> {
         }
         "jump" => jump(words, known),
         "bad" => weather(words),
+        "disarm" => host(words).map(|(node, for_ms)| Fault::Disarm { node, for_ms }),
         other => Err(format!("`{other}` is nothing that can happen here; write one of: {DEEDS}")),
     }
 }
@@ -88,10 +89,14 @@ fn cut(words: &mut Words<'_>, known: &Known) -> Result<Fault> {
 }
 
 fn kill(words: &mut Words<'_>, known: &Known) -> Result<Fault> {
-    match words.take("`agent`, `controller`, `leader` or `vmm`")? {
+    match words.take("`agent`, `controller`, `fencer`, `leader` or `vmm`")? {
         "agent" => {
             let node = known.node(words.take("a node")?)?;
             Ok(Fault::KillAgent { node, for_ms: words.lasting()? })
+        }
+        "fencer" => {
+            let node = known.node(words.take("a node")?)?;
+            Ok(Fault::KillFencer { node, for_ms: words.lasting()? })
         }
         "controller" => {
             let id = known.controller(words.take("a node")?)?;
@@ -193,6 +198,7 @@ fn vm_request(verb: &str, words: &mut Words<'_>, known: &mut Known) -> Result<Re
                 "memory" => vm.memory_mib = memory_mib(words.take("a size")?)?,
                 "vcpus" => vm.vcpus = number(words.take("a number")?)?,
                 "start" => vm.start = true,
+                "arbiter" => vm.lease_arbiter = arbiter(words.take("an arbiter")?)?,
                 option => rule(&mut vm.rules, option, words, known)?,
             }
         }
@@ -229,6 +235,14 @@ fn vm_request(verb: &str, words: &mut Words<'_>, known: &mut Known) -> Result<Re
             "`bell vm {other}` is not simulated; these are: create, set, start, stop, shutdown, \
              migrate, save, restore, delete, show, pause, resume"
         )),
+    }
+}
+
+fn arbiter(word: &str) -> Result<bool> {
+    match word {
+        "lease" => Ok(true),
+        "storage" => Ok(false),
+        other => Err(format!("`{other}` is no arbiter; write storage or lease")),
     }
 }
 

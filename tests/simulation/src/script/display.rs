@@ -48,7 +48,8 @@ impl fmt::Display for Request {
 }
 
 fn options(vm: &VmSetup) -> String {
-    format!(" --memory {} --vcpus {}{}", memory(vm.memory_mib), vm.vcpus, vm.rules)
+    let arbiter = if vm.lease_arbiter { " --arbiter lease" } else { "" };
+    format!(" --memory {} --vcpus {}{arbiter}{}", memory(vm.memory_mib), vm.vcpus, vm.rules)
 }
 
 fn settings(patch: &ClusterPatch) -> String {
@@ -128,6 +129,7 @@ impl fmt::Display for Fault {
             Self::RuntimeFull { node, for_ms } => {
                 write!(f, "fill runtime n{node}{}", lasting(*for_ms))
             }
+            Self::Disarm { node, for_ms } => write!(f, "disarm n{node}{}", lasting(*for_ms)),
             Self::Cut { from, to, both, for_ms } => {
                 let word = if *both { "from" } else { "to" };
                 write!(f, "cut n{from} {word} n{to}{}", lasting(*for_ms))
@@ -157,6 +159,7 @@ impl fmt::Display for Fault {
 fn write_process_fault(fault: &Fault, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let (deed, for_ms) = match fault {
         Fault::KillAgent { node, for_ms } => (format!("kill agent n{node}"), *for_ms),
+        Fault::KillFencer { node, for_ms } => (format!("kill fencer n{node}"), *for_ms),
         Fault::KillController { id, for_ms } => (format!("kill controller n{id}"), *for_ms),
         Fault::KillLeader { for_ms } => ("kill leader".to_owned(), *for_ms),
         Fault::KillVmm { vm } => (format!("kill vmm {vm}"), FOREVER_MS),

@@ -7,7 +7,10 @@ use super::deeds::{deed, rule, settings};
 use super::expect::{Expectation, expectation};
 use super::words::{FOREVER_MS, Result, Words, duration_ms, memory_mib, number};
 use super::{Recorded, Script};
-use crate::scenario::{Cluster, Event, Fault, NodeSize, Opening, Scenario, Timed, VmSetup};
+use crate::scenario::{
+    Cluster, Equipment, Event, Fault, NodeSize, Opening, PowerSwitch, Scenario, Timed, VmSetup,
+    Watchdog,
+};
 use crate::storage::StorageKind;
 
 /// The most nodes of a scenario, and the most VMs.
@@ -148,8 +151,10 @@ impl Reader {
             "nodes" => self.nodes(&mut words)?,
             "node" => {
                 let node = self.known.node(words.take("a node")?)?;
-                let size = size(&mut words, self.cluster.size_of(node))?;
+                let known = (self.cluster.size_of(node), self.cluster.equipment_of(node));
+                let (size, equipment) = host(&mut words, known)?;
                 self.cluster.other_sizes.insert(node, size);
+                self.cluster.other_equipment.insert(node, equipment);
             }
             "controllers" => self.controllers(&mut words)?,
             "storage" => self.cluster.storage = storage(&mut words)?,
@@ -183,7 +188,8 @@ impl Reader {
             return Err("the nodes come before VMs and events; move this line up".to_owned());
         }
         self.cluster.nodes = nodes;
-        self.cluster.size = size(words, self.cluster.size)?;
+        let known = (self.cluster.size, self.cluster.equipment);
+        (self.cluster.size, self.cluster.equipment) = host(words, known)?;
         let controllers = if nodes < 3 { 1 } else { 3 };
         (self.cluster.controllers, self.known) =
             (controllers, Known { nodes, controllers, ..Known::default() });
@@ -281,6 +287,8 @@ fn lasts(fault: &Fault) -> u64 {
         | Fault::Weather { for_ms, .. }
         | Fault::StorageFull { for_ms }
         | Fault::StorageError { for_ms }
+        | Fault::KillFencer { for_ms, .. }
+        | Fault::Disarm { for_ms, .. }
         | Fault::RuntimeFull { for_ms, .. } => *for_ms,
         Fault::KillVmm { .. }
         | Fault::Clock { .. }
@@ -289,15 +297,48 @@ fn lasts(fault: &Fault) -> u64 {
     }
 }
 
-fn size(words: &mut Words<'_>, mut size: NodeSize) -> Result<NodeSize> {
+/// What a host has, and with what it can be ended.
+fn host(words: &mut Words<'_>, known: (NodeSize, Equipment)) -> Result<(NodeSize, Equipment)> {
+    let (mut size, mut equipment) = known;
     while let Some(word) = words.next() {
         match word {
             "memory" => size.memory_mib = memory_mib(words.take("a size")?)?,
             "vcpus" => size.vcpus = number(words.take("a number")?)?,
-            other => return Err(format!("`{other}`: a node has `memory 16G` and `vcpus 8`")),
+            "watchdog" => equipment.watchdog = watchdog(words.take("a period")?)?,
+            "switch" => equipment.switch = switch(words.take("what the switch does")?)?,
+            other => {
+                return Err(format!(
+                    "`{other}`: a node has `memory 16G`, `vcpus 8`, `watchdog 5s` and `switch works`"
+                ));
+            }
         }
     }
-    Ok(size)
+    Ok((size, equipment))
+}
+
+fn watchdog(text: &str) -> Result<Option<Watchdog>> {
+    match text {
+        "none" => Ok(None),
+        "soft" => Ok(Some(Watchdog::Software { period_ms: 5_000 })),
+        period => {
+            let period_ms = duration_ms(period)?;
+            match (1_000..=600_000).contains(&period_ms) {
+                true => Ok(Some(Watchdog::Hardware { period_ms })),
+                false => Err(format!("`{period}`: a watchdog's period is 1s to 10m")),
+            }
+        }
+    }
+}
+
+fn switch(word: &str) -> Result<Option<PowerSwitch>> {
+    match word {
+        "none" => Ok(None),
+        "works" => Ok(Some(PowerSwitch::Works)),
+        "fails" => Ok(Some(PowerSwitch::Fails)),
+        "hangs" => Ok(Some(PowerSwitch::Hangs)),
+        "lies" => Ok(Some(PowerSwitch::Lies)),
+        other => Err(format!("`switch {other}`: write works, fails, hangs, lies or none")),
+    }
 }
 
 fn storage(words: &mut Words<'_>) -> Result<StorageKind> {

@@ -3,8 +3,9 @@
 use bellwether_lease::{LeaseView, Verdict, judge};
 use bellwether_types::Arbiter;
 
-use super::{GUEST_PACE, Hold, PAGE_POLL, PAGE_POLL_EXPIRED, Phase, This, Vmm};
-use crate::kernel::MS;
+use super::{GUEST_PACE, Hold, PAGE_POLL, PAGE_POLL_EXPIRED, Phase, This, Vmm, lapse};
+use crate::kernel::{MS, Nanos};
+use crate::oracle::NET_MAX;
 use crate::storage::{DiskRecord, IoError};
 use crate::wire::disk_path;
 
@@ -18,7 +19,7 @@ impl Vmm {
     fn verdict(&self) -> Verdict {
         let (arbiter, epoch) = {
             let state = self.state.borrow();
-            (state.arbiter, state.locks.as_ref().map_or(0, |locks| locks.epoch.0))
+            (state.arbiter, self.epoch().0)
         };
         let arbiter = match arbiter {
             Arbiter::Storage => bellwether_lease::Arbiter::Storage,
@@ -29,8 +30,14 @@ impl Vmm {
 
     pub(super) fn enforce(&self) -> Verdict {
         let verdict = self.verdict();
-        if self.state.borrow().phase == Phase::Running && verdict == Verdict::Expired {
-            self.world.hit("agent", "lease page held");
+        let (runs, held) = {
+            let state = self.state.borrow();
+            (state.phase == Phase::Running, state.holds.contains(&Hold::Lease))
+        };
+        match verdict == Verdict::Expired {
+            true if runs => self.world.hit("agent", "lease page held"),
+            false if runs && held => self.world.hit("agent", "lease came back"),
+            _ => {}
         }
         self.set_hold(Hold::Lease, verdict == Verdict::Expired);
         self.set_hold(Hold::Superseded, verdict == Verdict::Superseded);
@@ -41,7 +48,17 @@ impl Vmm {
 /// The lease's thread.
 pub(super) async fn watch_page(this: This) {
     loop {
-        let pause = match this.enforce() {
+        let verdict = this.enforce();
+        let idle = !this.state.borrow().writing;
+        match verdict {
+            Verdict::Expired if idle => {
+                this.tell_held(true);
+                this.let_go();
+            }
+            Verdict::Valid { .. } => lapse::resume(&this),
+            Verdict::Expired | Verdict::Superseded => {}
+        }
+        let pause = match verdict {
             Verdict::Valid { until_ns: Some(deadline) } => deadline
                 .saturating_sub(this.world.kernel.boottime(this.host()))
                 .clamp(MS, PAGE_POLL),
@@ -58,6 +75,8 @@ pub(super) async fn guest(this: This) {
         let state = &this.state;
         this.gate.until(|| state.borrow().holds.is_empty().then_some(())).await;
         this.takes(GUEST_PACE / 2, GUEST_PACE * 3 / 2).await;
+        // What stood still may find its deadline passed: a moment that is not counted.
+        this.enforce();
         if !this.state.borrow().holds.is_empty() {
             continue;
         }
@@ -73,6 +92,12 @@ pub(super) async fn guest(this: This) {
 }
 
 impl Vmm {
+    fn note_busy(&self, busy: bool) {
+        if let Some(fact) = self.world.oracle.borrow_mut().vmms.get_mut(&self.process) {
+            fact.busy = busy;
+        }
+    }
+
     /// Under the lease arbiter nothing is submitted after the deadline.
     fn check_deadline(&self) {
         let late = self.page().deadline_ns <= self.world.kernel.boottime(self.host());
@@ -85,17 +110,20 @@ impl Vmm {
 }
 
 async fn write(this: &This) {
-    let (record, stamp) = {
+    let (record, stamp, under_way) = {
         let mut state = this.state.borrow_mut();
         let Some(locks) = &state.locks else { return };
         let number = state.counter + 1;
         let record = DiskRecord { number, epoch: locks.epoch, by: this.process };
         let stamp = locks.disk;
         state.writing = true;
-        (record, stamp)
+        // No lock guards the proofs of the lease arbiter against what the network holds back.
+        let leased = state.arbiter == Arbiter::Lease;
+        (record, stamp, if leased { NET_MAX } else { Nanos::MAX })
     };
+    this.note_busy(true);
     let target = (disk_path(this.vm), stamp);
-    let written = this.world.storage.write_disk(this.host(), target, record).await;
+    let written = this.world.storage.write_disk(this.host(), target, record, under_way).await;
     this.world.take_writes();
     match written {
         Ok(()) => {
@@ -108,5 +136,6 @@ async fn write(this: &This) {
         Err(_) => this.state.borrow_mut().broken = true,
     }
     this.state.borrow_mut().writing = false;
+    this.note_busy(false);
     this.gate.notify();
 }

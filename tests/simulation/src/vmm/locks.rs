@@ -33,7 +33,7 @@ impl Vmm {
         self.enforce();
     }
 
-    fn ours(&self, epoch: Epoch) -> ClaimRecord {
+    pub(super) fn ours(&self, epoch: Epoch) -> ClaimRecord {
         let nonce = self.state.borrow().nonce;
         let boot_id = self.world.boot(self.node);
         ClaimRecord { vm_id: self.vm, epoch, node: self.node, boot_id, nonce }
@@ -66,7 +66,7 @@ impl Vmm {
     }
 
     /// One lock, tried again while somebody else has it.
-    async fn take(&self, path: String, deadline: Nanos) -> Result<u64, Status> {
+    pub(super) async fn take(&self, path: String, deadline: Nanos) -> Result<u64, Status> {
         loop {
             let lock = self.world.storage.lock(self.process, path.clone()).await.map_err(io)?;
             if let Some(stamp) = lock {
@@ -101,7 +101,7 @@ impl Vmm {
         self.put_claim(slot, index, stamp, ours).await
     }
 
-    async fn put_claim(
+    pub(super) async fn put_claim(
         &self,
         slot: Slot,
         index: usize,

@@ -6,6 +6,7 @@
 //! has left behind, show themselves at the next write.
 
 mod guest;
+mod lapse;
 mod locks;
 
 use std::cell::{Cell, RefCell};
@@ -47,6 +48,8 @@ enum Hold {
     NotStarted,
     Superseded,
     Lease,
+    /// The locks were let go after the lease had run out.
+    Unlocked,
     Administrator,
     Save,
 }
@@ -64,6 +67,8 @@ struct State {
     arbiter: Arbiter,
     holds: BTreeSet<Hold>,
     locks: Option<Locks>,
+    /// The epoch of those that were let go.
+    unlocked: Option<Epoch>,
     nonce: u64,
     /// What the guest's memory holds: the last number that was acknowledged.
     counter: u64,
@@ -85,6 +90,7 @@ struct Vmm {
     state: RefCell<State>,
     gate: Signal,
     stopping: Cell<bool>,
+    driver_busy: Cell<bool>,
     driver: Queue<(VmmCall, Responder)>,
 }
 
@@ -101,6 +107,7 @@ pub fn start(world: &Shared, fact: Fact) -> ProcId {
         arbiter: Arbiter::Storage,
         holds: BTreeSet::from([Hold::NotStarted]),
         locks: None,
+        unlocked: None,
         nonce: world.chance.borrow_mut().next(),
         counter: 0,
         broken: false,
@@ -119,6 +126,7 @@ pub fn start(world: &Shared, fact: Fact) -> ProcId {
         state: RefCell::new(state),
         gate: Signal::new(kernel),
         stopping: Cell::new(false),
+        driver_busy: Cell::new(false),
         driver: Queue::new(kernel),
     });
     world.oracle.borrow_mut().prepared(&fact);
@@ -159,6 +167,7 @@ fn listen(vmm: &This) {
 async fn drive(this: This) {
     loop {
         let (call, responder) = this.driver.pop().await;
+        this.begin().await;
         if matches!(call, VmmCall::Stop) {
             this.settle().await;
             responder.answer(Ok(Response::Vmm(VmmReply::Done)));
@@ -167,6 +176,7 @@ async fn drive(this: This) {
             return this.exit("stopped");
         }
         let result = this.serve(call).await;
+        this.done();
         responder.answer(result.map(Response::Vmm));
     }
 }
@@ -243,6 +253,9 @@ impl Vmm {
     }
 
     fn set_hold(&self, hold: Hold, held: bool) {
+        if !held && hold == Hold::Lease {
+            self.tell_held(false);
+        }
         let changed = {
             let mut state = self.state.borrow_mut();
             if held { state.holds.insert(hold) } else { state.holds.remove(&hold) }
@@ -255,6 +268,14 @@ impl Vmm {
             }
             self.gate.notify();
         }
+    }
+
+    /// Tells the fencer whether there is nothing to kill.
+    fn tell_held(&self, held: bool) {
+        self.world.runtime(self.node, |runtime| match held {
+            true => runtime.held.insert((self.vm, self.home)),
+            false => runtime.held.remove(&(self.vm, self.home)),
+        });
     }
 
     async fn load(self: &Rc<Self>, file: StateFileRef) -> Result<VmmReply, Status> {
@@ -370,7 +391,21 @@ impl Vmm {
         self.set_hold(Hold::NotStarted, false);
         self.world.take_writes();
         self.world.oracle.borrow_mut().started(self.process, file, counter);
+        self.check_record();
         self.enforce();
+    }
+
+    /// Whoever adopts this VMM has to know that its guest may have run.
+    fn check_record(&self) {
+        let record = self.world.runtime(self.node, |runtime| {
+            runtime.incarnations.get(&(self.vm, self.home)).map(|record| record.may_have_run)
+        });
+        if record != Some(true) {
+            let name = self.world.kernel.name_of(self.process);
+            let text =
+                format!("1: the guest of {name} begins, and no record says that it may have");
+            self.world.oracle.borrow_mut().fail(text);
+        }
     }
 
     async fn pause(&self, paused: bool) -> Result<VmmReply, Status> {
@@ -419,6 +454,7 @@ impl Vmm {
 
     async fn save(self: &Rc<Self>, generation: u64) -> Result<VmmReply, Status> {
         self.require(&[Phase::Running, Phase::Sealed])?;
+        self.take_back().await?;
         if let Some((file, sealed)) = self.state.borrow().sealed.clone() {
             return match sealed == generation {
                 true => Ok(VmmReply::Saved { file }),
@@ -503,7 +539,7 @@ impl Vmm {
             .map(|(file, _)| SealedState { file: file.clone(), timings: SaveTimings::default() });
         VmmSight {
             state: word,
-            epoch: state.locks.as_ref().map_or(Epoch(0), |locks| locks.epoch),
+            epoch: self.epoch(),
             locked: state.locks.is_some(),
             reason: String::new(),
             memory_loaded_bytes: u64::from(state.memory_complete),

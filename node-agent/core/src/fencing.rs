@@ -1,4 +1,5 @@
-//! When to pet, and whom to kill: functions of the time and of what others wrote.
+//! What the fencer decides: when to pet the watchdog, and whom to kill. Functions of the time and of
+//! what others wrote.
 //!
 //! ```text
 //!                    +-------------------- a fresh grant -------------------+
@@ -14,8 +15,6 @@
 //! reset the host that runs it. Of the others, one that has stopped its guest, or whose process is
 //! gone, does not depend on it any more. So a host is reset only if something on it runs on though
 //! it must not, or if nothing on it can be known.
-
-use bellwether_lease::LeaseView;
 
 /// The VMs of this node that may run under the lease only.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,9 +47,9 @@ pub enum Grant {
     TooFarAhead,
 }
 
-/// Judges the grant page; `None` stands for a corrupt one. Its deadline is `t_s + P`.
-pub fn grant(page: Option<LeaseView>, now_ns: u64, pet_ns: u64) -> Grant {
-    match page.map_or(0, |view| view.deadline_ns) {
+/// Judges the deadline of the grant page, `t_s + P`; `None` stands for a corrupt one.
+pub fn grant(deadline_ns: Option<u64>, now_ns: u64, pet_ns: u64) -> Grant {
+    match deadline_ns.unwrap_or(0) {
         0 => Grant::Missing,
         deadline_ns if deadline_ns <= now_ns => Grant::Stale,
         deadline_ns if deadline_ns - now_ns > pet_ns => Grant::TooFarAhead,
@@ -78,8 +77,9 @@ pub fn petting(grant: Grant, dependents: Dependents) -> Petting {
 /// A VMM whose arbiter is the lease, and that may have let its guest run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Vmm {
-    /// Its lease page; `None` if it is corrupt or gone, which counts as expired long ago.
-    pub lease: Option<LeaseView>,
+    /// The deadline of its lease page, 0 before any grant; `None` if the page is corrupt or gone, which
+    /// counts as expired long ago.
+    pub deadline_ns: Option<u64>,
     /// It says that its guest is stopped and its I/O drained.
     pub held: bool,
 }
@@ -107,11 +107,11 @@ impl Verdict {
 
 /// Judges a VMM. `stop_ns` is how long it may take to stop.
 pub fn verdict(vmm: Vmm, now_ns: u64, stop_ns: u64) -> Verdict {
-    match vmm.lease {
+    match vmm.deadline_ns {
         _ if vmm.held => Verdict::Quiet,
-        Some(LeaseView { deadline_ns: 0, .. }) => Verdict::Quiet,
-        Some(LeaseView { deadline_ns, .. }) if deadline_ns > now_ns => Verdict::Runs,
-        Some(LeaseView { deadline_ns, .. }) if now_ns - deadline_ns < stop_ns => Verdict::Stops,
+        Some(0) => Verdict::Quiet,
+        Some(deadline_ns) if deadline_ns > now_ns => Verdict::Runs,
+        Some(deadline_ns) if now_ns - deadline_ns < stop_ns => Verdict::Stops,
         _ => Verdict::Kill,
     }
 }
@@ -123,30 +123,26 @@ mod tests {
 
     const P: u64 = 1_000;
 
-    fn page(deadline_ns: u64) -> Option<LeaseView> {
-        Some(LeaseView { epoch: 1, deadline_ns })
-    }
-
     #[test]
     fn a_grant_is_fresh_until_its_end_and_not_at_it() {
-        assert_eq!(grant(page(1_001), 1_000, P), Grant::Fresh);
-        assert_eq!(grant(page(2_000), 1_000, P), Grant::Fresh);
-        assert_eq!(grant(page(2_001), 1_000, P), Grant::TooFarAhead);
-        assert_eq!(grant(page(1_000), 1_000, P), Grant::Stale);
-        assert_eq!(grant(page(0), 1_000, P), Grant::Missing);
+        assert_eq!(grant(Some(1_001), 1_000, P), Grant::Fresh);
+        assert_eq!(grant(Some(2_000), 1_000, P), Grant::Fresh);
+        assert_eq!(grant(Some(2_001), 1_000, P), Grant::TooFarAhead);
+        assert_eq!(grant(Some(1_000), 1_000, P), Grant::Stale);
+        assert_eq!(grant(Some(0), 1_000, P), Grant::Missing);
         assert_eq!(grant(None, 1_000, P), Grant::Missing);
     }
 
     #[test]
     fn a_vmm_is_killed_only_after_its_time_to_stop() {
-        let at = |now_ns, held| verdict(Vmm { lease: page(1_000), held }, now_ns, 100);
+        let at = |now_ns, held| verdict(Vmm { deadline_ns: Some(1_000), held }, now_ns, 100);
         assert_eq!(at(999, false), Verdict::Runs);
         assert_eq!(at(1_000, false), Verdict::Stops);
         assert_eq!(at(1_099, false), Verdict::Stops);
         assert_eq!(at(1_100, false), Verdict::Kill);
         assert_eq!(at(9_999, true), Verdict::Quiet);
-        assert_eq!(verdict(Vmm { lease: page(0), held: false }, 9, 100), Verdict::Quiet);
-        assert_eq!(verdict(Vmm { lease: None, held: false }, 9, 100), Verdict::Kill);
+        assert_eq!(verdict(Vmm { deadline_ns: Some(0), held: false }, 9, 100), Verdict::Quiet);
+        assert_eq!(verdict(Vmm { deadline_ns: None, held: false }, 9, 100), Verdict::Kill);
     }
 
     fn dependents() -> impl Strategy<Value = Dependents> {
@@ -162,7 +158,7 @@ mod tests {
             known in any::<bool>(),
         ) {
             let last = stamps.iter().filter(|stamp| **stamp <= now).max();
-            let page = page(last.map_or(0, |stamp| stamp + P));
+            let page = Some(last.map_or(0, |stamp| stamp + P));
             let who = if known { Dependents::Some } else { Dependents::Unknown };
             let pets = petting(grant(page, now, P), who) != Petting::Held;
             prop_assert_eq!(pets, last.is_some_and(|stamp| now < stamp + P));
@@ -171,7 +167,7 @@ mod tests {
         /// A host on which nothing depends on the lease is never reset, whatever the page says.
         #[test]
         fn without_dependents_nothing_resets_the_host(deadline in any::<u64>(), now in any::<u64>()) {
-            let petting = petting(grant(page(deadline), now, P), Dependents::None);
+            let petting = petting(grant(Some(deadline), now, P), Dependents::None);
             prop_assert_ne!(petting, Petting::Held);
         }
 
@@ -180,7 +176,7 @@ mod tests {
         fn only_the_overdue_are_killed(
             deadline in 1u64..1 << 40, now in 0u64..1 << 40, stop in 1u64..1 << 30, held in any::<bool>(),
         ) {
-            let vmm = Vmm { lease: page(deadline), held };
+            let vmm = Vmm { deadline_ns: Some(deadline), held };
             let killed = verdict(vmm, now, stop) == Verdict::Kill;
             prop_assert_eq!(killed, !held && now >= deadline + stop);
         }
