@@ -13,7 +13,7 @@ use tonic::{Code, Status};
 /// So many requests are under way at the same time, spread over all controllers.
 pub const CLIENTS: usize = 32;
 const CONTROLLERS: usize = 3;
-/// How long a request is repeated that a controller did not even begin.
+/// How long a request is repeated that a controller did not begin, or whose answer was lost.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -43,15 +43,22 @@ where
 {
     let begun = Instant::now();
     let one = async |index: usize| -> Result<f64> {
-        let asked = Instant::now();
+        let (asked, mut lost) = (Instant::now(), false);
         loop {
-            match ask(admin.of(1 + index % CONTROLLERS), index).await {
-                Ok(()) => return Ok(asked.elapsed().as_secs_f64() * 1_000.0),
-                Err(status) if status.code() == Code::Unavailable && asked.elapsed() < PATIENCE => {
+            let answer = ask(admin.of(1 + index % CONTROLLERS), index).await;
+            let code = answer.as_ref().err().map(Status::code);
+            match code {
+                None => {}
+                // An answer was lost, and what it was about had been done.
+                Some(Code::AlreadyExists | Code::FailedPrecondition) if lost => {}
+                Some(Code::Unavailable | Code::Unknown) if asked.elapsed() < PATIENCE => {
+                    lost |= code == Some(Code::Unknown);
                     tokio::time::sleep(PAUSE).await;
+                    continue;
                 }
-                Err(status) => return Err(status).with_context(|| format!("request {index}")),
+                Some(_) => answer.with_context(|| format!("request {index}"))?,
             }
+            return Ok(asked.elapsed().as_secs_f64() * 1_000.0);
         }
     };
     let asked = stream::iter(0..count).map(one).buffer_unordered(CLIENTS);
@@ -65,11 +72,7 @@ pub async fn create(admin: &Admin, count: usize) -> Result<Pace> {
     each(admin, count, async |mut client, index| {
         let spec = Some(spec(index));
         let request = v1::CreateVmRequest { spec, ..v1::CreateVmRequest::default() };
-        match client.create_vm(request).await {
-            // An answer was lost, and it was asked again.
-            Err(status) if status.code() == Code::AlreadyExists => Ok(()),
-            outcome => outcome.map(drop),
-        }
+        client.create_vm(request).await.map(drop)
     })
     .await
     .context("create VMs")

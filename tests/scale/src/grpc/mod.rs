@@ -32,6 +32,8 @@ use self::usage::Usage;
 const CONTROLLERS: usize = 3;
 /// Silence after which a node is called unknown; a busy machine must not look like dead hosts.
 const SUSPECT_AFTER_MS: u64 = 6_000;
+/// A failover that takes longer is measured, and the controllers' logs are kept.
+const SLOW_FAILOVER_MS: f64 = 3.0 * SUSPECT_AFTER_MS as f64;
 /// Nothing takes longer, unless something hangs.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Commands that are committed while a controller is down.
@@ -313,8 +315,13 @@ impl Bench {
             bail!("a VM was to run twice: {broken}");
         }
         self.note("leader_changes", self.leader_changes);
+        let slow = self.result["failover_ms"].as_f64().is_some_and(|ms| ms > SLOW_FAILOVER_MS);
         drop(self.fleet);
-        self.cluster.finish()?;
+        match slow {
+            // Dropped unfinished, it leaves its logs for a person to look at.
+            true => drop(self.cluster),
+            false => self.cluster.finish()?,
+        }
         Ok(Value::Object(self.result))
     }
 }

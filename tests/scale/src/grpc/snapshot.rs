@@ -24,12 +24,15 @@ pub async fn measure(directory: &Path, node_id: u64) -> Result<Value> {
     let (open_ms, open_cpu_ms) = (milliseconds(begun), own_cpu_ms() - cpu_ms);
     let view = raft.view();
     let applied = view.last_applied.map_or(0, |at| at.index);
-    let covered = raft.status().snapshot.unwrap_or(0);
+    // What the group's status says comes a moment behind the state.
+    let mut status = raft.watch_status();
+    let caught_up = status.wait_for(|status| status.last_applied.unwrap_or(0) >= applied);
+    let covered = tokio::time::timeout(PATIENCE, caught_up).await.context("no status")??.snapshot;
+    let covered = covered.unwrap_or(0);
     ensure!(applied > covered, "nothing stands in the log behind the snapshot at {covered}");
 
     let (begun, cpu_ms) = (Instant::now(), own_cpu_ms());
     raft.trigger_snapshot().await.map_err(anyhow::Error::msg)?;
-    let mut status = raft.watch_status();
     let made = status.wait_for(|status| status.snapshot.is_some_and(|at| at >= applied));
     tokio::time::timeout(PATIENCE, made).await.context("no snapshot was made")??;
     let (write_ms, write_cpu_ms) = (milliseconds(begun), own_cpu_ms() - cpu_ms);
