@@ -110,13 +110,13 @@ impl Leader {
         while self.still_leads() {
             states.mark_unchanged();
             reports.mark_unchanged();
-            if !self.start_what_is_needed().await {
+            if self.start_what_is_needed().await {
+                self.carry_on();
+                self.strays.clear(&self.controller, self.leadership);
+                self.switches.look();
+            } else {
                 self.regain().await;
-                continue;
             }
-            self.carry_on();
-            self.strays.clear(&self.controller, self.leadership);
-            self.switches.look();
             tokio::select! {
                 _ = states.changed() => {}
                 _ = reports.changed() => {}
