@@ -11,7 +11,7 @@
 //! | succeeds | runs; a hold for an earlier failure ends, because the lock is proven held |
 //! | fails | is held (`claim-lost: …`) until one succeeds |
 //! | finds a later runner's record | is held for good |
-//! | has no answer yet | runs: storage that hangs proves nothing, and nobody can take the lock over it |
+//! | has no answer yet | runs: storage that hangs proves nothing. On NFSv4 its server may have given the lock away: the disks are safe, the guest executes until there is an answer |
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
