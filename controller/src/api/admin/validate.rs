@@ -144,9 +144,9 @@ impl Trial {
         let mut held = within(asked).await.map_err(by(holder))?.into_inner();
         let first = within(held.message()).await.map_err(by(holder))?;
         let first = first.ok_or_else(|| Fault::Failed(format!("{}: no answer", holder.name)))?;
-        let seen = self.look(looker, request.clone()).await.map_err(by(looker));
+        let seen = self.look(looker, request.clone()).await;
         judge_held(&holder.name, &looker.name, &first.word, seen.as_ref().map(|it| &it.sight))?;
-        let offset = seen?.wall_offset_ms;
+        let offset = seen.map_err(by(looker))?.wall_offset_ms;
         drop(held);
         let begun = Instant::now();
         while self.look(looker, request.clone()).await.map_err(by(looker))?.sight.locked {
@@ -245,14 +245,15 @@ fn judge_held(
     holder: &str,
     looker: &str,
     word: &str,
-    seen: Result<&v1::TrialSight, &Fault>,
+    seen: Result<&v1::TrialSight, &Status>,
 ) -> Result<(), Fault> {
     let text = match seen {
-        Err(Fault::Failed(text)) if text.contains("No such file") => format!(
-            "{looker} does not see what {holder} writes ({text}): these are two storages; mount the same \
-             one on both"
+        Err(status) if status.code() == Code::NotFound => format!(
+            "{looker} does not see what {holder} writes ({looker}: {}): these are two storages; mount \
+             the same one on both",
+            said(status)
         ),
-        Err(fault) => return Err(fault.clone()),
+        Err(status) => format!("{looker}: {}", said(status)),
         Ok(sight) if sight.word != word => {
             format!("{looker} reads something else than {holder} has written and flushed")
         }
@@ -294,7 +295,7 @@ mod tests {
         v1::TrialSight { word: word.into(), locked, wall_ms: 0 }
     }
 
-    fn fault(seen: Result<&v1::TrialSight, &Fault>) -> String {
+    fn fault(seen: Result<&v1::TrialSight, &Status>) -> String {
         match judge_held("a", "b", "w", seen) {
             Err(Fault::Failed(text)) => text,
             other => panic!("{other:?}"),
@@ -306,9 +307,9 @@ mod tests {
         assert_eq!(judge_held("a", "b", "w", Ok(&sight("w", true))), Ok(()));
         assert!(fault(Ok(&sight("w", false))).contains("a VM could run twice"));
         assert!(fault(Ok(&sight("v", true))).contains("something else"));
-        let missing = Fault::Failed("b: /s/claims/trial-x: No such file or directory".into());
+        let missing = Status::not_found("/s/claims/trial-x: No such file or directory");
         assert!(fault(Err(&missing)).contains("two storages"));
-        let other = Fault::Failed("b: it is mounted with \"nolock\"".into());
+        let other = Status::failed_precondition("it is mounted with \"nolock\"");
         assert!(fault(Err(&other)).contains("nolock"));
     }
 
